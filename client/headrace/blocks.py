@@ -1,0 +1,152 @@
+"""What passes from the reader to the parser: a block, and the one rule of what a record is.
+
+``sources`` counts records to cut blocks and ``records`` turns them into rows. Both ask
+:func:`find_lines`, so that row i of the output is record i of the input by construction.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from headrace.config import Format
+
+_NEWLINE, _RETURN = 0x0A, 0x0D
+_BLANKS = b" \t\r"
+_IS_BLANK = np.isin(np.arange(256), list(_BLANKS))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """Some MiB of one input: the unit of dispatch, of retry and of commit.
+
+    Attributes:
+        index: number of the block in the run, from 0.
+        file: the input as shown to the user.
+        format: what ``data`` holds.
+        data: whole lines as ``bytes``; for Parquet a ``pyarrow.RecordBatch`` whose columns are
+            named as they were asked for (``meta.text``), the text column of type string or
+            large_string. A batch may be a slice of a larger one.
+        first_row: record number over the whole run of the first record, from 0.
+        first_line: line in the decompressed file at which ``data`` begins, from 1; for Parquet
+            the row in the file, from 0.
+        rows: records in the block, at least 1.
+        bytes_done: bytes as stored, over all inputs, that were read to get to the end of the
+            block; exact for plain files, for the progress line elsewhere.
+    """
+
+    index: int
+    file: str
+    format: Format
+    data: bytes | Any
+    first_row: int
+    first_line: int
+    rows: int
+    bytes_done: int
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A record that has no text to embed.
+
+    Attributes:
+        row: number of the record in its block, from 0.
+        line: its line in the decompressed file, from 1; None for Parquet.
+        reason: what is wrong with it, in a few words.
+    """
+
+    row: int
+    line: int | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lines:
+    r"""Where the lines of some bytes lie, and which of them are records.
+
+    Attributes:
+        stops: int64[lines], byte after each line's ``\n``; the length of the data for a last
+            line without one.
+        starts: int64[rows], first byte of each record.
+        ends: int64[rows], byte after each record's last, the line end not included.
+        numbers: int64[rows], index into ``stops`` of each record's line.
+    """
+
+    stops: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int64]
+    ends: npt.NDArray[np.int64]
+    numbers: npt.NDArray[np.int64]
+
+
+def find_lines(data: bytes, kind: Literal["jsonl", "text"]) -> Lines:
+    r"""Finds the lines and the records of some bytes that begin at a line's start.
+
+    A line ends at ``\n``, and one ``\r`` before it belongs to the line end. Every line of plain
+    text is a record. In JSONL a line of nothing but spaces, tabs and ``\r`` is none, and the
+    others are trimmed of these at both ends.
+
+    Args:
+        data: whole lines; the last may lack its ``\n``.
+        kind: whose rules hold.
+
+    Returns:
+        The places of all lines and records.
+    """
+    array = np.frombuffer(data, dtype=np.uint8)
+    stops = np.flatnonzero(array == _NEWLINE).astype(np.int64, copy=False) + 1
+    ends = stops - 1
+    starts = np.concatenate([np.zeros(1, np.int64), stops])
+    before = starts[:-1]
+    ends[(ends > before) & (array[ends - 1] == _RETURN)] -= 1
+    if starts[-1] < len(data):
+        stops = np.append(stops, len(data))
+        ends = np.append(ends, len(data))
+    else:
+        starts = before
+    numbers = np.arange(len(stops), dtype=np.int64)
+    if kind == "text" or not len(stops):
+        return Lines(stops=stops, starts=starts, ends=ends, numbers=numbers)
+    starts = starts.copy()
+    first, last = array[np.minimum(starts, len(data) - 1)], array[np.maximum(ends - 1, 0)]
+    for line in np.flatnonzero((ends > starts) & (_IS_BLANK[first] | _IS_BLANK[last])).tolist():
+        raw = data[starts[line] : ends[line]]
+        starts[line] += len(raw) - len(raw.lstrip(_BLANKS))
+        ends[line] = starts[line] + len(raw.strip(_BLANKS))
+    keep = np.flatnonzero(ends > starts)
+    return Lines(stops=stops, starts=starts[keep], ends=ends[keep], numbers=numbers[keep])
+
+
+def is_utf8(data: bytes) -> bool:
+    """Returns whether the bytes are valid UTF-8, without making a string of them."""
+    if data.isascii():
+        return True
+    offsets = struct.pack("<2q", 0, len(data))
+    text = pa.LargeStringArray.from_buffers(1, pa.py_buffer(offsets), pa.py_buffer(data))
+    try:
+        text.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def is_text(kind: Any) -> bool:
+    """Returns whether an Arrow type is a string, or a dictionary of strings."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )
+
+
+def as_strings(column: Any) -> Any:
+    """Returns a column for which :func:`is_text` holds as string or large_string."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_string_view(column.type):
+        column = column.cast(pa.large_string())
+    return column

@@ -1,0 +1,340 @@
+"""The command line: parses, calls, prints; results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+from headrace.api import run
+from headrace.config import (
+    Dtype,
+    EmbedConfig,
+    Engine,
+    FormatChoice,
+    IdType,
+    OnError,
+    Precision,
+    TransportChoice,
+)
+from headrace.errors import (
+    EXIT_BAD_ROWS,
+    EXIT_ENVIRONMENT,
+    EXIT_INTERNAL,
+    HeadraceError,
+    MissingDependencyError,
+    ServerError,
+)
+
+app = typer.Typer(
+    name="headrace",
+    help="Files of text in, files of embeddings out: exact, row for row.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_DEFAULTS: dict[str, Any] = {
+    each.name: each.default for each in dataclasses.fields(EmbedConfig)
+}
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, raised in the main thread like a Ctrl-C."""
+
+
+ModelArgument = Annotated[
+    str, typer.Argument(help="A folder, a Hugging Face id, or an installed package with a model.")
+]
+RepositoryOption = Annotated[
+    Path, typer.Option(envvar="HEADRACE_REPOSITORY", help="The Triton model repository.")
+]
+PrecisionOption = Annotated[
+    Precision, typer.Option(help="What the engine computes in; auto: bf16 where it is native.")
+]
+EngineOption = Annotated[
+    Engine, typer.Option(help="What computes; null computes nothing, to measure all the rest.")
+]
+NormalizeOption = Annotated[bool, typer.Option(help="Whether vectors have unit length.")]
+TruncateOption = Annotated[
+    int | None, typer.Option(help="Cut vectors to so many dimensions, then normalise again.")
+]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.")
+    ] = False,
+) -> None:
+    if show_version:
+        typer.echo(f"headrace {version('headrace')}")
+        raise typer.Exit
+
+
+@app.command()
+def embed(  # noqa: D417 -- the options describe themselves
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT...", help="Files, folders, globs, URIs, or - for standard input."
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The file to write: .npy or .parquet.")
+    ],
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            help="A folder, a Hugging Face id, an installed package with a model; with --server "
+            "also the name of a model there.",
+        ),
+    ],
+    text_field: Annotated[
+        str, typer.Option(help="Field or column with the text; dots descend: post.body.")
+    ] = _DEFAULTS["text_field"],
+    id_field: Annotated[
+        str | None,
+        typer.Option(
+            help="Field or column for the id column of a .parquet output.",
+            show_default="id where the first record has it, else row numbers",
+        ),
+    ] = _DEFAULTS["id_field"],
+    id_type: Annotated[
+        IdType, typer.Option(help="Type of JSONL ids in the output; auto: by the first record.")
+    ] = _DEFAULTS["id_type"],
+    format: Annotated[  # noqa: A002 -- the option's name
+        FormatChoice, typer.Option(help="Format of the inputs; auto: by content and name.")
+    ] = _DEFAULTS["format"],
+    dtype: Annotated[Dtype, typer.Option(help="Type of the written numbers.")] = _DEFAULTS["dtype"],
+    prompt: Annotated[
+        str | None, typer.Option(help="Text in front of every row, e.g. 'passage: '.")
+    ] = _DEFAULTS["prompt"],
+    prompt_name: Annotated[
+        str | None, typer.Option(help="One of the model's own prompts, e.g. document.")
+    ] = _DEFAULTS["prompt_name"],
+    max_length: Annotated[
+        int | None,
+        typer.Option(help="Tokens a row is cut to.", show_default="the model's own"),
+    ] = _DEFAULTS["max_length"],
+    truncate_dim: TruncateOption = _DEFAULTS["truncate_dim"],
+    normalize: NormalizeOption = _DEFAULTS["normalize"],
+    precision: PrecisionOption = _DEFAULTS["precision"],
+    engine: EngineOption = _DEFAULTS["engine"],
+    transport: Annotated[
+        TransportChoice,
+        typer.Option(help="How batches reach the server; auto: shared memory where it works."),
+    ] = _DEFAULTS["transport"],
+    server: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="gRPC endpoint of a running server.",
+            show_default="start one for this run",
+        ),
+    ] = _DEFAULTS["server"],
+    repository: RepositoryOption = _DEFAULTS["repository"],
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="The model's tokenizer.json.", show_default="the repository's"),
+    ] = _DEFAULTS["tokenizer"],
+    on_error: Annotated[
+        OnError,
+        typer.Option(help="Bad rows: null keeps them as NaN or null, skip leaves out, fail stops."),
+    ] = _DEFAULTS["on_error"],
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing output.")
+    ] = _DEFAULTS["overwrite"],
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress, no summary.")
+    ] = _DEFAULTS["quiet"],
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="Write the report as JSON.")
+    ] = _DEFAULTS["report"],
+) -> None:
+    """Embed files of text into a file of vectors, row for row.
+
+    Starts a Triton server for the run unless --server names one.
+    Exit codes: 0 done; 2 wrong usage; 3 bad rows (described in OUTPUT.errors.jsonl);
+    4 something on the machine, in a file or at the server is wrong; 130, 143 interrupted.
+    """
+    settings = dict(locals())
+    settings["inputs"] = tuple(inputs)
+    with _exits():
+        config = EmbedConfig(**settings)
+        done, damage = run(config)
+        if not quiet:
+            typer.echo(done.summary(), err=True)
+        if damage is not None:
+            raise damage
+        if done.bad_rows:
+            _say(f"{done.bad_rows:,} bad rows of {config.output} are in {done.errors_file}")
+            raise typer.Exit(EXIT_BAD_ROWS)
+
+
+@app.command()
+def build(
+    model: ModelArgument,
+    repository: RepositoryOption = _DEFAULTS["repository"],
+    name: Annotated[
+        str | None,
+        typer.Option(help="Name in the repository.", show_default="from model and settings"),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit on the Hugging Face hub.")
+    ] = None,
+    precision: PrecisionOption = _DEFAULTS["precision"],
+    engine: EngineOption = _DEFAULTS["engine"],
+    truncate_dim: TruncateOption = _DEFAULTS["truncate_dim"],
+    normalize: NormalizeOption = _DEFAULTS["normalize"],
+    force: Annotated[bool, typer.Option("--force", help="Build even if it is there.")] = False,
+) -> None:
+    """Build a model's entry in the Triton model repository; prints its folder."""
+    with _exits():
+        with _launcher():
+            from headrace_launcher.build import build as build_entry
+        entry = build_entry(
+            model,
+            repository=repository,
+            revision=revision,
+            precision=precision,
+            engine=engine,
+            truncate_dim=truncate_dim,
+            normalize=normalize,
+            name=name,
+            force=force,
+        )
+        settings = entry.contract
+        _say(
+            f"{'built' if entry.built else 'is current:'} {settings.name}: {settings.model_id}, "
+            f"{settings.dimension} dimensions, {settings.precision}, {settings.engine} "
+            f"{settings.engine_version}"
+        )
+        typer.echo(entry.folder)
+
+
+@app.command()
+def serve(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL]...",
+            help="Models to serve, built if they are missing; none serves the whole repository.",
+        ),
+    ] = None,
+    repository: RepositoryOption = _DEFAULTS["repository"],
+    listen: Annotated[
+        str, typer.Option(help="Address to bind to; anything but loopback is open to others.")
+    ] = "127.0.0.1",
+    grpc_port: Annotated[int, typer.Option(help="gRPC port; 0 takes a free one.")] = 8001,
+    http_port: Annotated[int, typer.Option(help="HTTP port; 0 takes a free one.")] = 8000,
+    metrics_port: Annotated[int, typer.Option(help="Metrics port; 0 takes a free one.")] = 8002,
+) -> None:
+    """Serve the model repository until Ctrl-C; prints the endpoints when ready."""
+    with _exits():
+        with _launcher():
+            from headrace_launcher.serve import entry_names
+            from headrace_launcher.server import Server
+            from headrace_launcher.triton import find_triton
+        names = entry_names(models or [], repository)
+        if not listen.startswith("127.") and listen not in {"localhost", "::1"}:
+            _say(f"warning: {listen} is open to other machines, and nobody is asked for a password")
+        server = Server(
+            find_triton(),
+            repository,
+            names,
+            host=listen,
+            grpc_port=grpc_port,
+            http_port=http_port,
+            metrics_port=metrics_port,
+        )
+        try:
+            with server:
+                ends = server.endpoints
+                typer.echo(f"models  {' '.join(names)}")
+                typer.echo(f"gRPC    {ends.grpc}")
+                typer.echo(f"HTTP    http://{ends.http}")
+                typer.echo(f"metrics http://{ends.metrics}/metrics")
+                sys.stdout.flush()
+                status = server.wait()
+                raise ServerError(f"Triton ended with status {status}: {server.log_errors()}")
+        except KeyboardInterrupt:
+            _say("stopped")
+
+
+@app.command()
+def doctor() -> None:
+    """Show what was found on this machine, and the remedy for each thing that is missing."""
+    with _exits():
+        from headrace_launcher.doctor import examine
+
+        checks = examine()
+        for check in checks:
+            typer.echo(f"{check.mark:7} {check.name:12} {check.found}")
+            if check.remedy:
+                typer.echo(f"{'':20} -> {check.remedy}")
+        if any(check.mark == "missing" for check in checks):
+            raise typer.Exit(EXIT_ENVIRONMENT)
+
+
+@contextmanager
+def _exits() -> Iterator[None]:
+    """Turns errors and signals into one line on stderr and an exit code."""
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        yield
+    except HeadraceError as error:
+        _say(f"error: {error}")
+        raise typer.Exit(error.exit_code) from error
+    except Terminated as error:
+        _say("terminated")
+        raise typer.Exit(128 + signal.SIGTERM) from error
+    except KeyboardInterrupt as error:
+        _say("interrupted")
+        raise typer.Exit(128 + signal.SIGINT) from error
+    except BrokenPipeError as error:
+        # Nobody reads our stdout any more; keep the interpreter from saying so again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(EXIT_INTERNAL) from error
+
+
+@contextmanager
+def _launcher() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"this needs {error.name}, which is not installed; "
+            f"pip install 'headrace[launcher,cpu]'"
+        ) from error
+
+
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    del number, frame
+    raise Terminated
+
+
+def _say(line: str) -> None:
+    typer.echo(f"headrace: {line}", err=True)
+
+
+def main() -> None:
+    """Runs the command line; the entry point of the ``headrace`` script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

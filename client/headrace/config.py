@@ -1,0 +1,110 @@
+"""One run's settings, validated once; every default of an embedding run is written here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from headrace.errors import UsageError
+
+Format = Literal["jsonl", "text", "parquet"]
+FormatChoice = Literal["auto", "jsonl", "text", "parquet"]
+Dtype = Literal["float32", "float16"]
+OnError = Literal["null", "skip", "fail"]
+Precision = Literal["auto", "fp32", "bf16"]
+TransportChoice = Literal["auto", "system", "grpc"]
+IdType = Literal["auto", "int64", "string"]
+Engine = Literal["auto", "openvino", "null"]
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedConfig:
+    """What one run reads, computes and writes.
+
+    Attributes:
+        inputs: files, folders, globs, URIs or ``-`` for standard input, in this order.
+        output: the file to write; its ending (``.npy``, ``.parquet``) says the format.
+        model: a folder, a Hugging Face id, an installed package that carries a model, or, with
+            ``server``, the name of a model there.
+        text_field: field or column that holds the text; dots descend into objects.
+        id_field: field or column copied to the ``id`` column of a Parquet output; None takes
+            ``id`` where the first record has it and the row number elsewhere.
+        id_type: type of JSONL ids in the output; ``auto`` decides by the first block.
+        format: format of the inputs; ``auto`` decides by content and name.
+        dtype: type of the written vectors.
+        prompt: text put in front of every row; excludes ``prompt_name``.
+        prompt_name: name of one of the model's own prompts.
+        max_length: tokens a row is cut to, special tokens included; None takes the model's own.
+        truncate_dim: length that vectors are cut to (then normalised again); None keeps all.
+        normalize: whether vectors have unit L2 norm.
+        precision: what the engine computes in; ``auto`` takes bf16 where the processor has it.
+        engine: ``auto``, ``openvino``, or ``null``, which computes nothing (for measuring).
+        transport: how batches reach the server; ``auto`` takes shared memory where it works.
+        server: ``HOST:PORT`` of a running server's gRPC endpoint; None starts one.
+        repository: the model repository to build into and serve from.
+        tokenizer: a ``tokenizer.json``; None takes the one in the repository.
+        on_error: what becomes of a bad row.
+        overwrite: whether an existing output may be replaced.
+        quiet: whether the progress line and the summary stay silent.
+        report: where to write the report as JSON, or None.
+        block_bytes: uncompressed bytes of input in one block, at most (one row may be longer).
+        block_rows: rows in one block, at most.
+    """
+
+    inputs: tuple[str, ...]
+    output: Path
+    model: str
+    text_field: str = "text"
+    id_field: str | None = None
+    id_type: IdType = "auto"
+    format: FormatChoice = "auto"
+    dtype: Dtype = "float32"
+    prompt: str | None = None
+    prompt_name: str | None = None
+    max_length: int | None = None
+    truncate_dim: int | None = None
+    normalize: bool = True
+    precision: Precision = "auto"
+    engine: Engine = "auto"
+    transport: TransportChoice = "auto"
+    server: str | None = None
+    repository: Path = Path("model_repository")
+    tokenizer: Path | None = None
+    on_error: OnError = "null"
+    overwrite: bool = False
+    quiet: bool = False
+    report: Path | None = None
+    block_bytes: int = 4 * MIB
+    block_rows: int = 16384
+
+    def __post_init__(self) -> None:
+        if not self.inputs:
+            raise UsageError("no input given; name a file, a folder, a glob, or '-' for stdin")
+        if self.inputs.count("-") > 1:
+            raise UsageError("standard input ('-') can be read only once")
+        if self.prompt is not None and self.prompt_name is not None:
+            raise UsageError("--prompt and --prompt-name exclude each other; give one of them")
+        if not self.text_field:
+            raise UsageError("--text-field must not be empty")
+        for option, value, least in (
+            ("--max-length", self.max_length, 1),
+            ("--truncate-dim", self.truncate_dim, 1),
+            ("block size", self.block_bytes, 1),
+            ("block rows", self.block_rows, 1),
+        ):
+            if value is not None and value < least:
+                raise UsageError(f"{option} must be at least {least}, not {value}")
+        for option, value, choices in (
+            ("--format", self.format, FormatChoice),
+            ("--id-type", self.id_type, IdType),
+            ("--dtype", self.dtype, Dtype),
+            ("--precision", self.precision, Precision),
+            ("--engine", self.engine, Engine),
+            ("--transport", self.transport, TransportChoice),
+            ("--on-error", self.on_error, OnError),
+        ):
+            if value not in get_args(choices):
+                raise UsageError(f"{option} must be one of {', '.join(get_args(choices))}, not {value!r}")

@@ -1,0 +1,163 @@
+"""What a model repository promises and a client relies on; standard library only.
+
+The launcher writes a :class:`Contract` as JSON into ``parameters["headrace"]`` of a model's
+``config.pbtxt``; the client reads it back from the server. Nothing else passes between the two.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from headrace.errors import ServerError
+
+SCHEMA_VERSION = 1
+PARAMETER = "headrace"
+INPUT_IDS = "input_ids"
+ATTENTION_MASK = "attention_mask"
+EMBEDDING = "embedding"
+TOKENIZER_FILE = "tokenizer.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bucket:
+    """A range of sequence lengths that are batched together.
+
+    Attributes:
+        max_length: longest padded row of the bucket, in tokens; the range begins after the
+            previous bucket's.
+        max_batch: largest number of rows in one batch of the bucket.
+    """
+
+    max_length: int
+    max_batch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contract:
+    """The settings of one model in a repository.
+
+    Attributes:
+        name: name of the model in Triton.
+        model_id: where the weights came from, as a person would name it.
+        revision: commit of the model on its hub, or "" where there is none.
+        weights_hash: SHA-256 (hex) over the weight files.
+        tokenizer_hash: SHA-256 (hex) of ``tokenizer.json``.
+        max_length: tokens a row is cut to by default, special tokens included.
+        pad_id: token id that fills a batch's shorter rows.
+        pad_multiple: padded lengths are rounded up to a multiple of this many tokens.
+        pooling: ``mean``, ``cls`` or ``last``.
+        normalized: whether the engine divides each vector by its L2 norm.
+        dimension: length of a vector.
+        prompts: named prefixes that the model was trained with.
+        default_prompt: name of the prompt that the model demands where none is chosen, or None.
+        precision: ``fp32``, ``bf16`` or ``fp16``: what the engine computes in.
+        dtype: what the engine answers: ``float32`` or ``float16``.
+        buckets: disjoint, ascending; the last one's ``max_length`` is the hard limit of a row.
+        token_budget: most padded tokens in one batch.
+        in_flight: batches that keep the engine busy; a client keeps at least so many running.
+        engine: ``openvino`` or ``null`` (which answers at once, for measuring all the rest).
+        engine_version: version of that engine's library.
+    """
+
+    name: str
+    model_id: str
+    revision: str
+    weights_hash: str
+    tokenizer_hash: str
+    max_length: int
+    pad_id: int
+    pad_multiple: int
+    pooling: str
+    normalized: bool
+    dimension: int
+    prompts: dict[str, str] = field(default_factory=dict)
+    default_prompt: str | None = None
+    precision: str
+    dtype: str
+    buckets: tuple[Bucket, ...]
+    token_budget: int
+    in_flight: int
+    engine: str
+    engine_version: str
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def length_limit(self) -> int:
+        """The longest row that the engine takes, in tokens."""
+        return self.buckets[-1].max_length
+
+    def to_json(self) -> str:
+        """Returns the contract as one line of JSON with sorted keys."""
+        return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Contract:
+        """Reads what :meth:`to_json` wrote.
+
+        Raises:
+            ServerError: the text is not a contract of this schema version.
+        """
+        remedy = "rebuild the entry with this version's 'headrace build'"
+        try:
+            raw = json.loads(text)
+            version = raw["schema_version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ServerError(f"the model's headrace settings are unreadable; {remedy}") from error
+        if version != SCHEMA_VERSION:
+            raise ServerError(
+                f"the model's headrace settings are of schema {version}, "
+                f"this client reads schema {SCHEMA_VERSION}; {remedy}"
+            )
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(raw) - known):
+            raise ServerError(f"unknown headrace settings {unknown}; {remedy}")
+        try:
+            raw["buckets"] = tuple(Bucket(**bucket) for bucket in raw["buckets"])
+            return cls(**raw)
+        except (TypeError, KeyError) as error:
+            raise ServerError(f"the model's headrace settings are incomplete; {remedy}") from error
+
+
+def model_slug(model: str) -> str:
+    """Returns the name in a repository of a model given as a folder, a hub id or a name.
+
+    The last part of the path in lower case, with everything but letters, digits, ``.``, ``_``
+    and ``-`` turned into ``-``; never empty and never starting with a dot.
+    """
+    last = model.rstrip("/").rsplit("/", 1)[-1].lower()
+    return re.sub(r"[^a-z0-9._-]+", "-", last).strip("-.") or "model"
+
+
+def entry_name(
+    model: str,
+    *,
+    precision: str = "auto",
+    truncate_dim: int | None = None,
+    normalize: bool = True,
+    engine: str = "auto",
+) -> str:
+    """Returns the name of the repository entry for a model built with these settings.
+
+    The defaults give the bare :func:`model_slug`; every other setting adds a suffix, so that
+    variants lie beside each other: ``all-minilm-l6-v2-fp32-d128-raw``.
+    """
+    parts = [model_slug(model)]
+    if engine == "null":
+        parts.append("null")
+    if precision != "auto":
+        parts.append(precision)
+    if truncate_dim is not None:
+        parts.append(f"d{truncate_dim}")
+    if not normalize:
+        parts.append("raw")
+    return "-".join(parts)
+
+
+def file_hash(path: Path) -> str:
+    """Returns the SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,308 @@
+"""What the user names -> the files to read, each found, sniffed and checked.
+
+Everything opens through ``pyarrow.fs``, so object stores are read as local paths are. The one
+exception are streams (standard input, FIFOs), which it cannot open: these are opened at once
+and keep what was looked at.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from headrace.config import Format, FormatChoice
+from headrace.decompress import ENDINGS, Stored, compression, decompress, one_line
+from headrace.errors import DamagedInputError, EnvironmentError_, UsageError
+
+BOM = b"\xef\xbb\xbf"
+_FORMATS: dict[str, Format] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".txt": "text",
+    ".text": "text",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+_PARQUET = b"PAR1"
+_SNIFF_MAX = 256 << 10  # a zstd block has at most 128 KiB, and nothing of it shows before its end
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_MAGIC = re.compile(r"[*?\[]")
+_ARRAY = "holds a JSON array, not one object a line; convert it with: jq -c '.[]'"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Input:
+    """One file to read.
+
+    Attributes:
+        name: the file as shown to the user; ``<stdin>`` for standard input.
+        format: what it holds.
+        size: bytes as stored; None for a stream, whose end nobody knows.
+        path: the path within ``filesystem``.
+        filesystem: the ``pyarrow.fs.FileSystem``.
+        stream: the open stream, which can be read once; None for a file.
+    """
+
+    name: str
+    format: Format
+    size: int | None
+    path: str = ""
+    filesystem: Any = field(default=None, repr=False)
+    stream: Stored | None = field(default=None, repr=False)
+
+    def open(self) -> Stored:
+        """Opens the file at its start; what was opened is to be closed.
+
+        Raises:
+            DamagedInputError: the file was found before and cannot be opened now.
+        """
+        return self.stream or Stored(_Late(self.filesystem, self.path), self.name)
+
+
+class _Late:
+    """A file that is opened by its first read, so that failing to counts as failing to read."""
+
+    def __init__(self, filesystem: Any, path: str) -> None:
+        self._where = (filesystem, path)
+        self._file: Any = None
+
+    def read(self, size: int, /) -> bytes:
+        if self._file is None:
+            filesystem, path = self._where
+            # The default would decompress by the ending of the name.
+            self._file = filesystem.open_input_stream(path, compression=None)
+        return bytes(self._file.read(size))
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    name: str
+    filesystem: Any
+    info: Any
+    in_folder: bool = False
+
+
+def find_inputs(
+    inputs: Sequence[str],
+    *,
+    format: FormatChoice = "auto",  # noqa: A002 -- as the option is called
+) -> list[Input]:
+    """Finds and checks the files to read, in the order given.
+
+    Args:
+        inputs: files, folders (read recursively, sorted by path, names that begin with ``.`` or
+            ``_`` left out), globs (``*``, ``?``, ``[]``, ``**``; a path that exists is no glob),
+            URIs of ``pyarrow.fs``, or ``-`` for standard input.
+        format: the format of all; ``auto`` decides for each by content, then by name.
+
+    Returns:
+        One entry a file; a file named twice is there twice.
+
+    Raises:
+        UsageError: nothing is there, or what is there cannot be read as asked.
+        EnvironmentError_: a file or a folder exists and cannot be read.
+    """
+    found = []
+    for given in inputs:
+        if given == "-":
+            if sys.stdin is None:
+                raise UsageError("standard input is closed; name a file")
+            stdin: Any = sys.stdin.buffer
+            found.append(_check_stream("<stdin>", getattr(stdin, "raw", stdin), format))
+            continue
+        with _explained(given):
+            found += [_check(file, format) for file in _expand(given)]
+    return found
+
+
+def total_bytes(inputs: Sequence[Input]) -> int | None:
+    """Returns the bytes as stored of all inputs, or None where one is a stream."""
+    sizes = [item.size for item in inputs if item.size is not None]
+    return sum(sizes) if len(sizes) == len(inputs) else None
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UsageError(f"{name}: no such file or folder; check the path") from error
+    except PermissionError as error:
+        raise EnvironmentError_(f"{name}: permission denied; make it readable") from error
+    except (pa.ArrowInvalid, NotImplementedError, UnicodeError) as error:
+        raise UsageError(f"{name}: cannot be opened: {one_line(error)}") from error
+    except OSError as error:
+        raise EnvironmentError_(f"{name}: cannot be read: {one_line(error)}") from error
+
+
+def _expand(given: str) -> Iterator[_Found]:
+    filesystem, path, root, inside = pafs.LocalFileSystem(), given, "", ""
+    wild = _MAGIC.search(given)
+    if _URI.match(given):
+        # In a URI the '?' begins the store's own options.
+        location, mark, options = given.partition("?")
+        wild = _MAGIC.search(location)
+        root = location[: location.rindex("/", 0, wild.start())] if wild else location
+        filesystem, inside = pafs.FileSystem.from_uri(root + mark + options)
+        path = inside = inside.rstrip("/") or "/"
+        if wild:
+            path = inside + location[len(root) :]
+    info = filesystem.get_file_info(path)
+    if info.type == pafs.FileType.Directory:
+        found = list(_walk(filesystem, path.rstrip("/") or "/", ()))
+        if not found:
+            raise UsageError(f"{given}: the folder holds no file to read; check the path")
+    elif info.type != pafs.FileType.NotFound:
+        found = [info]
+    elif wild:
+        found = list(_glob(filesystem, path))
+        if not found:
+            raise UsageError(f"{given}: no file matches; check the pattern")
+    else:
+        raise FileNotFoundError(given)
+    for file in sorted(found, key=lambda info: str(info.path)):
+        name = root.rstrip("/") + file.path[len(inside) :] if root else file.path
+        yield _Found(name, filesystem, file, info.type == pafs.FileType.Directory)
+
+
+def _walk(filesystem: Any, folder: str, above: tuple[str, ...]) -> Iterator[Any]:
+    """Yields the files beneath a folder; a link to one of the folders above is not followed."""
+    local = isinstance(filesystem, pafs.LocalFileSystem)
+    here = os.path.realpath(folder) if local else folder
+    if here in above:
+        return
+    for entry in filesystem.get_file_info(pafs.FileSelector(folder)):
+        if entry.base_name.startswith((".", "_")):
+            continue
+        if entry.type == pafs.FileType.Directory:
+            yield from _walk(filesystem, entry.path, (*above, here))
+        else:
+            yield entry
+
+
+def _glob(filesystem: Any, pattern: str) -> Iterator[Any]:
+    """Yields the files that match; wildcards match no leading dot unless they spell it."""
+    parts = [part for part in pattern.split("/") if part]
+    fixed = next(i for i, part in enumerate(parts) if _MAGIC.search(part))
+    base = ("/" if pattern.startswith("/") else "") + "/".join(parts[:fixed])
+    yield from _match(filesystem, base, parts[fixed:])
+
+
+def _match(filesystem: Any, base: str, parts: list[str]) -> Iterator[Any]:
+    part, rest = parts[0], parts[1:]
+    if part == "**":
+        yield from _match(filesystem, base, rest or ["*"])
+    elif not _MAGIC.search(part):
+        # A fixed name after a wildcard needs no listing, and may be hidden.
+        entry = filesystem.get_file_info(f"{base}/{part}" if base else part)
+        if rest and entry.type == pafs.FileType.Directory:
+            yield from _match(filesystem, entry.path, rest)
+        elif not rest and entry.type not in (pafs.FileType.NotFound, pafs.FileType.Directory):
+            yield entry
+        return
+    entries = filesystem.get_file_info(pafs.FileSelector(base or ".", allow_not_found=True))
+    for entry in entries:
+        is_folder = entry.type == pafs.FileType.Directory
+        hidden = entry.base_name.startswith(".") and not part.startswith(".")
+        path = entry.path if base else entry.base_name
+        if hidden or (part != "**" and not fnmatchcase(entry.base_name, part)):
+            continue
+        if part == "**":
+            if is_folder:
+                yield from _match(filesystem, path, parts)
+        elif rest and is_folder:
+            yield from _match(filesystem, path, rest)
+        elif not rest and not is_folder:
+            yield entry if base else filesystem.get_file_info(path)
+
+
+def _check(file: _Found, choice: FormatChoice) -> Input:
+    name, path, found = file.name, str(file.info.path), file.info.type
+    local = isinstance(file.filesystem, pafs.LocalFileSystem)
+    with _explained(name):
+        if found == pafs.FileType.NotFound:
+            raise FileNotFoundError(name)
+        if local and (found == pafs.FileType.Unknown or path.startswith("/dev/")):
+            if file.in_folder:
+                raise UsageError(f"{name}: is not a regular file; name the files to read")
+            return _check_stream(name, Path(path).open("rb", buffering=0), choice)
+        late = _Late(file.filesystem, path)
+        late.read(0)  # so that an error says why it cannot be opened
+        stored = Stored(late, name)
+        try:
+            kind = _detect(stored, choice, in_folder=file.in_folder)
+        finally:
+            stored.close()
+    size = int(file.info.size)
+    return Input(name=name, format=kind, size=size, path=path, filesystem=file.filesystem)
+
+
+def _check_stream(name: str, file: Any, choice: FormatChoice) -> Input:
+    stored = Stored(file, name)
+    return Input(name=name, format=_detect(stored, choice, stream=True), size=None, stream=stored)
+
+
+def _beginning(stored: Stored) -> bytes:
+    """Returns the first bytes of the content that are neither a byte-order mark nor blank."""
+    seen, had = b"", -1
+    size = 4
+    # Little by little, or a slow stream would be waited for in vain.
+    while len(seen) < len(_PARQUET) and size <= _SNIFF_MAX:
+        head = stored.peek(size)
+        if len(head) == had:
+            break
+        had, size = len(head), size * 2
+        with suppress(DamagedInputError):  # most often for being cut off here
+            seen = next(decompress(Stored(BytesIO(head), "")), b"")
+            seen = seen.removeprefix(BOM).lstrip(b" \t\r\n")
+    return seen
+
+
+def _detect(
+    stored: Stored, choice: FormatChoice, *, stream: bool = False, in_folder: bool = False
+) -> Format:
+    name = stored.name
+    begins = _beginning(stored)
+    ending = name.lower()
+    for packed in ENDINGS:
+        ending = ending.removesuffix(packed)
+    by_name = _FORMATS.get("." + ending.rpartition(".")[2])
+    kind = by_name if choice == "auto" else choice
+    if begins[:4] == _PARQUET and choice != "text":
+        if choice == "jsonl":
+            raise UsageError(f"{name}: is a Parquet file; leave --format jsonl out")
+        if compression(stored.peek(4)):
+            raise UsageError(f"{name}: is a compressed Parquet file; decompress it first")
+        if stream:
+            raise UsageError(f"{name}: Parquet cannot be read from a stream; name the file")
+        return "parquet"
+    if kind == "parquet":
+        raise UsageError(f"{name}: is not a Parquet file; pass --format jsonl or --format text")
+    if kind is None and stream:
+        if begins[:1] == b"[":
+            raise UsageError(f"{name}: {_ARRAY}; or pass --format text if it is text")
+        kind = "jsonl" if begins[:1] == b"{" else "text"
+    if kind is None:
+        remedy = "pass --format jsonl, text or parquet"
+        if in_folder:
+            remedy += ", or name the files with a glob"
+        raise UsageError(f"{name}: unknown ending, so the format cannot be told; {remedy}")
+    if kind == "jsonl" and begins[:1] == b"[":
+        raise UsageError(f"{name}: {_ARRAY}")
+    return kind

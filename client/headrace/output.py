@@ -1,0 +1,96 @@
+"""Embedded blocks -> the output file and, for bad rows, the errors file."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from headrace.config import EmbedConfig
+from headrace.contract import Contract
+from headrace.errors import UsageError
+from headrace.feeder import Embedded
+from headrace.errorsfile import ErrorsFile
+from headrace.sinks import Sink, open_sink
+
+
+class Output:
+    """Writes blocks in the order in which they come; both files appear at the commit, or neither.
+
+    Attributes:
+        rows: rows written so far.
+    """
+
+    def __init__(self, config: EmbedConfig, contract: Contract) -> None:
+        self.rows = 0
+        self._config = config
+        self._dimension = config.truncate_dim or contract.dimension
+        self._sink: Sink | None = None
+        self._bad_rows = ErrorsFile(config.output)
+
+    @property
+    def errors_file(self) -> str | None:
+        """Where the bad rows are described, or None if there were none."""
+        return str(self._bad_rows.path) if self._bad_rows.count else None
+
+    def write(self, embedded: Embedded, id_type: pa.DataType | None) -> None:
+        """Writes one block; the first one decides the type of the id column.
+
+        Raises:
+            OutputError: the output cannot be written.
+            UsageError: the ids cannot have the type of the ids before them.
+        """
+        block, vectors = embedded.block, embedded.vectors
+        for bad in block.bad:
+            self._bad_rows.write(block.file, bad.line, block.first_row + bad.row, bad.reason)
+        valid, first_row = block.valid, block.first_row
+        ids = self._ids(embedded, id_type)
+        if block.bad and self._config.on_error == "skip":
+            # Rows that are left out leave gaps in the numbers, so the numbers are written out.
+            if ids is None:
+                ids = pa.array(np.arange(first_row, first_row + len(valid)))
+            ids, vectors = ids.filter(pa.array(valid)), vectors[valid]
+            valid = np.ones(len(vectors), np.bool_)
+        self._open(id_type).write(vectors, valid, ids, first_row)
+        self.rows += len(vectors)
+
+    def commit(self, id_type: pa.DataType | None) -> None:
+        """Puts both files in place.
+
+        Raises:
+            OutputError: they cannot be written.
+        """
+        sink = self._open(id_type)
+        self._bad_rows.commit()
+        sink.commit()
+
+    def abort(self) -> None:
+        """Removes what was written; an output that was there before stays."""
+        if self._sink is not None:
+            self._sink.abort()
+        self._bad_rows.abort()
+
+    def _open(self, id_type: pa.DataType | None) -> Sink:
+        if self._sink is None:
+            self._sink = open_sink(
+                self._config.output,
+                dimension=self._dimension,
+                dtype=self._config.dtype,
+                id_type=id_type,
+                overwrite=self._config.overwrite,
+            )
+        return self._sink
+
+    def _ids(self, embedded: Embedded, id_type: pa.DataType | None) -> pa.Array | None:
+        ids, block = embedded.block.ids, embedded.block
+        if id_type is None:
+            return None
+        if ids is None:
+            numbers = np.arange(block.first_row, block.first_row + len(block.valid))
+            ids = pa.array(numbers)
+        try:
+            return ids.cast(id_type)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise UsageError(
+                f"{block.file}: its ids are of type {ids.type} and those before it {id_type}; "
+                f"embed the files apart, or pass --id-type string"
+            ) from error

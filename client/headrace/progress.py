@@ -1,0 +1,120 @@
+"""What a run counts, and the live line on standard error that shows it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TextIO
+
+STAGES = ("build", "start", "read", "parse", "tokenize", "starve", "pack", "wait", "write")
+"""Where time goes: building the entry, starting the server; in a thread of their own: reading and
+decompressing, parsing, tokenizing; in the main thread: starving for prepared blocks, packing
+batches, waiting for vectors, writing them."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """What a run has done so far; times in seconds.
+
+    Attributes:
+        rows: rows whose vectors are done, bad rows included.
+        bad_rows: rows that could not be embedded.
+        truncated_rows: rows cut to ``max_length``.
+        tokens: tokens of the rows, special tokens included, padding not.
+        padded_tokens: tokens computed, padding included.
+        batches: batches sent.
+        bytes_done: bytes of input, as stored, that the done rows came from.
+        seconds: by stage, see :data:`STAGES`.
+    """
+
+    rows: int = 0
+    bad_rows: int = 0
+    truncated_rows: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
+    batches: int = 0
+    bytes_done: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+
+    @property
+    def padding(self) -> float:
+        """Share of the computed tokens that is padding, 0 to 1."""
+        return 1 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Adds the time that the block takes to ``stage``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - start
+
+
+class ProgressLine:
+    """One line on standard error: rewritten in place on a terminal, repeated now and then elsewhere.
+
+    Args:
+        total_bytes: bytes of all inputs as stored, or None where that is not known.
+        quiet: shows nothing.
+        stream: where to write; standard error by default.
+    """
+
+    def __init__(
+        self, total_bytes: int | None, *, quiet: bool = False, stream: TextIO | None = None
+    ) -> None:
+        self._total = total_bytes
+        self._quiet = quiet
+        self._stream = stream or sys.stderr
+        self._live = self._stream.isatty()
+        self._pause = 0.2 if self._live else 10.0
+        self._start = self._last = time.monotonic()
+        self._width = 0
+
+    def update(self, counters: Counters) -> None:
+        """Shows the counters, if the last time is long enough ago."""
+        now = time.monotonic()
+        if self._quiet or now - self._last < self._pause:
+            return
+        self._last = now
+        line = describe(counters, now - self._start, self._total)
+        if self._live:
+            self._stream.write("\r" + line.ljust(self._width))
+            self._width = len(line)
+        else:
+            self._stream.write(line + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Clears the line."""
+        if self._width:
+            self._stream.write("\r" + " " * self._width + "\r")
+            self._stream.flush()
+            self._width = 0
+
+
+def describe(counters: Counters, seconds: float, total_bytes: int | None) -> str:
+    """Returns the progress line after ``seconds`` of work."""
+    elapsed = max(seconds, 1e-9)
+    parts = [
+        f"{counters.rows:,} rows",
+        f"{counters.rows / elapsed:,.0f} rows/s",
+        f"{counters.tokens / elapsed:,.0f} tokens/s",
+        f"padding {counters.padding:.1%}",
+    ]
+    if counters.bad_rows:
+        parts.append(f"{counters.bad_rows:,} bad")
+    if total_bytes and counters.bytes_done:
+        share = min(1.0, counters.bytes_done / total_bytes)
+        parts.append(f"{share:.0%}")
+        parts.append(f"ETA {_clock(elapsed * (1 - share) / share)}")
+    return " · ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

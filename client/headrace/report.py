@@ -1,0 +1,108 @@
+"""What a run did: a value to read, a JSON file, a summary for a person."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from headrace.errors import OutputError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """The outcome of one run; times in seconds.
+
+    Attributes:
+        output: the file written.
+        errors_file: where the bad rows are described, or None if there are none.
+        rows: rows written; with ``on_error="skip"`` bad rows are not among them.
+        bad_rows: records that could not be embedded.
+        truncated_rows: rows cut to ``max_length`` tokens.
+        tokens: tokens embedded, special tokens included, padding not.
+        padding: share of the computed tokens that was padding, 0 to 1.
+        batches: batches sent to the server.
+        seconds: from the first byte read to the output in place.
+        rows_per_second: rows written over ``seconds``.
+        stage_seconds: where the time went; ``build`` and ``start`` come before ``seconds`` begins,
+            ``read``, ``parse`` and ``tokenize`` run beside the other stages.
+        model: name of the model in the repository.
+        model_id: where its weights came from.
+        precision: what the engine computed in.
+        engine: what computed, and its version.
+        dimension: length of a vector.
+        dtype: type of the written numbers.
+        max_length: tokens a row was cut to.
+        prompt: text put in front of every row, "" for none.
+        prompt_source: why that prompt.
+        transport: how batches reached the server.
+        transport_reason: why that way.
+        server: ``HOST:PORT`` that answered.
+        inputs: the files read, in order.
+        damage: why reading stopped before the end of the inputs, or None.
+        versions: of headrace and the libraries that matter to the result.
+    """
+
+    output: str
+    errors_file: str | None
+    rows: int
+    bad_rows: int
+    truncated_rows: int
+    tokens: int
+    padding: float
+    batches: int
+    seconds: float
+    rows_per_second: float
+    stage_seconds: dict[str, float]
+    model: str
+    model_id: str
+    precision: str
+    engine: str
+    dimension: int
+    dtype: str
+    max_length: int
+    prompt: str
+    prompt_source: str
+    transport: str
+    transport_reason: str
+    server: str
+    inputs: tuple[str, ...]
+    damage: str | None
+    versions: dict[str, str]
+
+    def to_json(self) -> str:
+        """Returns the report as indented JSON."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False)
+
+    def write(self, path: Path) -> None:
+        """Writes the report as JSON.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        try:
+            path.write_text(self.to_json() + "\n", encoding="utf-8", errors="surrogateescape")
+        except OSError as error:
+            raise OutputError(
+                f"the report {path} cannot be written ({error.strerror}); the output is complete"
+            ) from error
+
+    def summary(self) -> str:
+        """Returns some lines for a person."""
+        stages = ", ".join(
+            f"{name} {seconds:.2f}s" for name, seconds in self.stage_seconds.items() if seconds
+        )
+        lines = [
+            f"{self.rows:,} rows of {self.dimension} {self.dtype} -> {self.output}",
+            f"  bad rows {self.bad_rows:,}"
+            + (f" (see {self.errors_file})" if self.errors_file else ""),
+            f"  truncated rows {self.truncated_rows:,} (to {self.max_length} tokens)",
+            f"  tokens {self.tokens:,} · padding {self.padding:.1%} · batches {self.batches:,}",
+            f"  {self.seconds:.2f} seconds · {self.rows_per_second:,.0f} rows/s",
+            f"  time: {stages}",
+            f"  model {self.model_id} · {self.precision} · {self.engine}",
+            f"  transport {self.transport} ({self.transport_reason}) · server {self.server}",
+        ]
+        if self.prompt:
+            lines.append(f"  prompt {self.prompt!r} ({self.prompt_source})")
+        return "\n".join(lines)

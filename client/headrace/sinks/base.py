@@ -1,0 +1,91 @@
+"""What every sink promises, and how rows are checked and copied."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+
+class Sink(Protocol):
+    """Takes the rows of a run in output order and leaves one complete file, or none.
+
+    A sink writes into ``OUTPUT.partial/`` and the output path changes only in :meth:`commit`.
+    A failed write removes what was written; the sink is then as after :meth:`abort`.
+    """
+
+    def write(
+        self,
+        vectors: NDArray[np.float32],
+        valid: NDArray[np.bool_],
+        ids: pa.Array | None,
+        first_row: int,
+    ) -> None:
+        """Appends rows; nothing given here is changed or kept as it is (ids: until written).
+
+        Args:
+            vectors: float32[n, dimension]; what stands in an invalid row is ignored.
+            valid: bool[n]; an invalid row becomes NaN (npy) or null (Parquet).
+            ids: Arrow array of n ids of the sink's ``id_type``; None where rows are numbered.
+            first_row: number of the first of these rows; the others follow without a gap.
+
+        Raises:
+            OutputError: the disk is full, or another error of the file system.
+            ValueError: the arrays do not fit each other or the sink, or the sink is closed.
+        """
+
+    def commit(self) -> None:
+        """Makes the file durable and renames it onto the output path.
+
+        Raises:
+            OutputError: the file system refused; the output path is as it was (or, where only the
+                last sync of its folder failed, complete).
+            ValueError: the sink is closed: committed, aborted, or a write failed.
+        """
+
+    def abort(self) -> None:
+        """Removes what was written; does nothing on a closed sink; an output stays untouched."""
+
+
+def check_rows(vectors: NDArray[np.float32], valid: NDArray[np.bool_], dimension: int) -> None:
+    """Checks that rows fit each other and the sink.
+
+    Args:
+        vectors: float32[n, dimension].
+        valid: bool[n].
+        dimension: length of a vector.
+
+    Raises:
+        ValueError: a shape or a type is another.
+    """
+    if vectors.dtype != np.float32 or vectors.shape[1:] != (dimension,):
+        raise ValueError(
+            f"vectors must be float32[n, {dimension}], not {vectors.dtype}{list(vectors.shape)}"
+        )
+    if valid.dtype != np.bool_ or valid.shape != vectors.shape[:1]:
+        raise ValueError(
+            f"valid must be bool[{len(vectors)}], not {valid.dtype}{list(valid.shape)}"
+        )
+
+
+def fill_rows(
+    target: NDArray[np.floating], vectors: NDArray[np.float32], valid: NDArray[np.bool_]
+) -> None:
+    """Copies rows into a buffer in the buffer's type, NaN where they are invalid.
+
+    A value beyond the range of float16 (65,504) becomes infinite there, and NumPy warns; vectors
+    of unit length have none.
+
+    Args:
+        target: float32 or float16[n, dimension]; overwritten.
+        vectors: float32[n, dimension].
+        valid: bool[n].
+    """
+    if valid.all():
+        np.copyto(target, vectors, casting="same_kind")
+        return
+    # An invalid row may hold anything, so it is never converted, only overwritten.
+    np.copyto(target, vectors, where=valid[:, np.newaxis], casting="same_kind")
+    target[~valid] = np.nan

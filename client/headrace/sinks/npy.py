@@ -1,0 +1,103 @@
+"""Vectors as one NumPy array in a file: ``.npy``, format 1.0, rows in input order.
+
+The format is NEP 1 (https://numpy.org/neps/nep-0001-npy-format.html): a header of fixed length
+that names type and shape, then the plain values. How many rows there are is known only at the
+end, so the header is written again then. ``np.load(path, mmap_mode="r")`` opens the file without
+reading it.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from headrace.config import Dtype
+from headrace.sinks.base import check_rows, fill_rows
+from headrace.sinks.staging import Staging
+
+HEADER_BYTES = 128
+_PIECE_BYTES = 4 << 20
+_TYPES: dict[Dtype, np.dtype[np.floating]] = {
+    "float32": np.dtype("<f4"),
+    "float16": np.dtype("<f2"),
+}
+
+
+class NpySink:
+    """Writes an array float32 or float16[rows, dimension]; an invalid row is NaN throughout.
+
+    Ids are not written: row i of the array is row i of the run.
+    """
+
+    def __init__(self, output: Path, *, dimension: int, dtype: Dtype, overwrite: bool) -> None:
+        """Opens ``OUTPUT.partial/data.npy``.
+
+        Args:
+            output: the file to write in the end.
+            dimension: length of a vector.
+            dtype: type of the written values; float16 rounds, and is infinite beyond 65,504.
+            overwrite: whether an existing output may be replaced.
+
+        Raises:
+            OutputError: the folder or the file cannot be made.
+        """
+        self._dimension = dimension
+        self._type = _TYPES[dtype]
+        self._rows = 0
+        # Small pieces keep memory flat and the conversion inside the processor's cache.
+        self._piece_rows = max(1, _PIECE_BYTES // (dimension * self._type.itemsize))
+        self._piece: NDArray[np.floating] | None = None
+        self._staging = Staging(output, overwrite=overwrite)
+        with self._staging.writing():
+            self._staging.file.write(self._header())
+
+    def write(
+        self,
+        vectors: NDArray[np.float32],
+        valid: NDArray[np.bool_],
+        ids: pa.Array | None,  # noqa: ARG002
+        first_row: int,  # noqa: ARG002
+    ) -> None:
+        """Appends rows; see :meth:`headrace.sinks.base.Sink.write`."""
+        self._staging.check_open()
+        check_rows(vectors, valid, self._dimension)
+        as_is = vectors.dtype == self._type and vectors.flags.c_contiguous
+        with self._staging.writing(vectors.size * self._type.itemsize):
+            for start in range(0, len(vectors), self._piece_rows):
+                piece = vectors[start : start + self._piece_rows]
+                piece_valid = valid[start : start + self._piece_rows]
+                if as_is and piece_valid.all():
+                    self._staging.file.write(piece.data)
+                else:
+                    self._staging.file.write(self._convert(piece, piece_valid).data)
+        self._rows += len(vectors)
+
+    def commit(self) -> None:
+        """Writes the true number of rows and renames; see :meth:`Staging.commit`."""
+        with self._staging.writing():
+            self._staging.file.seek(0, io.SEEK_SET)
+            self._staging.file.write(self._header())
+        self._staging.commit()
+
+    def abort(self) -> None:
+        """Removes what was written; does nothing on a closed sink."""
+        self._staging.abort()
+
+    def _convert(
+        self, vectors: NDArray[np.float32], valid: NDArray[np.bool_]
+    ) -> NDArray[np.floating]:
+        if self._piece is None:
+            self._piece = np.empty((self._piece_rows, self._dimension), self._type)
+        piece = self._piece[: len(vectors)]
+        fill_rows(piece, vectors, valid)
+        return piece
+
+    def _header(self) -> bytes:
+        shape = (self._rows, self._dimension)
+        fields = f"{{'descr': '{self._type.str}', 'fortran_order': False, 'shape': {shape}, }}"
+        prefix = b"\x93NUMPY\x01\x00" + (HEADER_BYTES - 10).to_bytes(2, "little")
+        return prefix + fields.encode("ascii").ljust(HEADER_BYTES - 11) + b"\n"

@@ -1,0 +1,303 @@
+"""Inputs -> line-aligned (or, for Parquet, row-aligned) blocks, in order, with bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from headrace.blocks import Block, as_strings, find_lines, is_text
+from headrace.config import MIB
+from headrace.decompress import compression, decompress, one_line
+from headrace.errors import DamagedInputError, UsageError
+from headrace.inputs import BOM, Input, find_inputs, total_bytes
+
+__all__ = ["Block", "Input", "column_type", "find_inputs", "read_blocks", "total_bytes"]
+
+_LINE_MAX = 1 << 30  # an Arrow string column holds 2 GiB
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A block before it is numbered; ``offset`` counts bytes as stored in its own file."""
+
+    data: Any
+    first_line: int
+    rows: int
+    offset: int
+
+
+def read_blocks(
+    inputs: Sequence[Input], *, columns: Sequence[str], block_bytes: int, block_rows: int
+) -> Iterator[Block]:
+    """Reads the inputs as blocks; where a block ends depends on content and limits alone.
+
+    Args:
+        inputs: what :func:`find_inputs` returned.
+        columns: for Parquet, the columns to read: the text first, then the id, if one is wanted.
+            A name with dots is a top-level column of that name or a path into structs.
+        block_bytes: uncompressed bytes in one block, at most; a longer row is a block of its own.
+        block_rows: records in one block, at most.
+
+    Returns:
+        The blocks. An input without records has none.
+
+    Raises:
+        UsageError: at once, where a Parquet file lacks a column or has it in another type; or
+            while reading, where a line is longer than 1 GiB.
+        DamagedInputError: while reading, after the blocks of all complete records before it.
+    """
+    wanted = tuple(dict.fromkeys(columns))
+    _check_columns(inputs, wanted)
+    return _number(inputs, wanted, block_bytes, block_rows)
+
+
+def column_type(item: Input, column: str) -> Any | None:
+    """Returns the Arrow type of a Parquet input's column, or None where there is none.
+
+    Raises:
+        DamagedInputError: the file's schema cannot be read.
+    """
+    with _open_parquet(item) as file:
+        found = _find_column(file.schema_arrow, column)
+    return found[1] if found else None
+
+
+def _number(
+    inputs: Sequence[Input], columns: tuple[str, ...], block_bytes: int, block_rows: int
+) -> Iterator[Block]:
+    index = row = done = 0
+    for item in inputs:
+        offset = 0
+        if item.format == "parquet":
+            pieces = _read_parquet(item, columns, block_bytes, block_rows)
+        else:
+            pieces = _read_lines(item, item.format, block_bytes, block_rows)
+        for piece in pieces:
+            offset = piece.offset
+            yield Block(
+                index=index,
+                file=item.name,
+                format=item.format,
+                data=piece.data,
+                first_row=row,
+                first_line=piece.first_line,
+                rows=piece.rows,
+                bytes_done=done + offset,
+            )
+            index, row = index + 1, row + piece.rows
+        done += offset if item.size is None else item.size
+
+
+def _read_lines(
+    item: Input, kind: Literal["jsonl", "text"], block_bytes: int, block_rows: int
+) -> Iterator[_Piece]:
+    stored = item.open()
+    damage: DamagedInputError | None = None
+    rest, line, ended = b"", 1, False
+    try:
+        plain = compression(stored.peek(4)) is None
+        chunks = _without_bom(decompress(stored))
+        while not ended:
+            # Reading as much again as is left keeps the work on one long line linear.
+            parts, size = [rest], len(rest)
+            want = size + max(block_bytes, size) + 1
+            try:
+                while size < want and not ended:
+                    chunk = next(chunks, b"")
+                    parts.append(chunk)
+                    size, ended = size + len(chunk), not chunk
+            except DamagedInputError as error:
+                damage, ended = error, True
+            window = b"".join(parts)
+            if damage:
+                window = window[: window.rfind(b"\n") + 1]
+            start = 0
+            for stop, lines, rows in _cut(window, kind, block_bytes, block_rows, ended=ended):
+                if stop - start > _LINE_MAX and rows == 1:
+                    _refuse_line(item, line)
+                if rows:
+                    offset = stored.offset - (len(window) - stop if plain else 0)
+                    yield _Piece(window[start:stop], line, rows, offset)
+                start, line = stop, line + lines
+            rest = window[start:]
+            if len(rest) > max(_LINE_MAX, 2 * block_bytes):
+                _refuse_line(item, line)
+    finally:
+        stored.close()
+    if damage:
+        raise damage
+
+
+def _refuse_line(item: Input, line: int) -> None:
+    raise UsageError(
+        f"{item.name}, line {line}: longer than {_LINE_MAX >> 20} MiB; is this a file of lines?"
+    )
+
+
+def _without_bom(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    head = b""
+    for chunk in chunks:
+        head += chunk
+        if len(head) >= len(BOM) or not BOM.startswith(head):
+            break
+    if head := head.removeprefix(BOM):
+        yield head
+    yield from chunks
+
+
+def _cut(
+    window: bytes,
+    kind: Literal["jsonl", "text"],
+    block_bytes: int,
+    block_rows: int,
+    *,
+    ended: bool,
+) -> Iterator[tuple[int, int, int]]:
+    """Cuts the start of a file's rest into blocks; what more content could change is left.
+
+    Yields:
+        (byte after the block, lines in it, records in it), blocks without records included.
+    """
+    found = find_lines(window, kind)
+    whole = len(found.stops) - (not ended and not window.endswith(b"\n") and bool(window))
+    stops, numbers = found.stops[:whole], found.numbers
+    start = line = row = 0
+    while line < whole:
+        end = max(int(np.searchsorted(stops, start + block_bytes, "right")), line + 1)
+        rows = int(np.searchsorted(numbers, end)) - row
+        if rows >= block_rows:
+            rows = block_rows
+            end = int(numbers[row + rows - 1]) + 1
+        elif not ended and len(window) - start <= block_bytes:
+            return
+        stop = int(stops[end - 1])
+        yield stop, end - line, rows
+        start, line, row = stop, end, row + rows
+
+
+def _open_parquet(item: Input) -> Any:
+    try:
+        # A buffered stream a column: with pre_buffer a row group's whole columns are in memory.
+        return pq.ParquetFile(
+            item.path, filesystem=item.filesystem, pre_buffer=False, buffer_size=MIB
+        )
+    except (OSError, pa.ArrowException) as error:
+        raise _parquet_damage(item, item.size or 0, error) from error
+
+
+def _parquet_damage(item: Input, offset: int, error: Exception) -> DamagedInputError:
+    message = f"{item.name}: Parquet cannot be read at byte {offset}: {one_line(error)}"
+    return DamagedInputError(message, file=item.name, offset=offset)
+
+
+def _find_column(schema: Any, column: str) -> tuple[tuple[str, ...], Any] | None:
+    """Returns the path of a column and its type; a name that has the dots itself wins."""
+    if schema.get_field_index(column) >= 0:
+        return (column,), schema.field(column).type
+    first, *rest = column.split(".")
+    if schema.get_field_index(first) < 0:
+        return None
+    kind = schema.field(first).type
+    for name in rest:
+        if not pa.types.is_struct(kind) or kind.get_field_index(name) < 0:
+            return None
+        kind = kind.field(name).type
+    return (first, *rest), kind
+
+
+def _check_columns(inputs: Sequence[Input], columns: tuple[str, ...]) -> None:
+    """Checks all Parquet inputs before the first is read; a damaged one gets its turn later."""
+    types: dict[str, tuple[Any, str]] = {}
+    for item in inputs:
+        if item.format != "parquet":
+            continue
+        try:
+            with _open_parquet(item) as file:
+                schema = file.schema_arrow
+        except DamagedInputError:
+            continue
+        for number, column in enumerate(columns):
+            found = _find_column(schema, column)
+            if not found:
+                there = ", ".join(schema.names)
+                raise UsageError(f"{item.name}: no column '{column}'; there are: {there}")
+            if number == 0 and not is_text(found[1]):
+                raise UsageError(
+                    f"{item.name}: column '{column}' is {found[1]}, not a string; name another"
+                )
+            if number and types.setdefault(column, (found[1], item.name))[0] != found[1]:
+                kind, other = types[column]
+                raise UsageError(
+                    f"{item.name}: column '{column}' is {found[1]}, but {kind} in {other}; "
+                    "run them apart or convert one"
+                )
+
+
+def _read_parquet(
+    item: Input, columns: tuple[str, ...], block_bytes: int, block_rows: int
+) -> Iterator[_Piece]:
+    with _open_parquet(item) as file:
+        meta = file.metadata
+        paths = [path for c in columns if (path := _find_column(file.schema_arrow, c))]
+        names = [".".join(path) for path, _ in paths]
+        batch_rows = min(block_rows, _rows_of(meta, names[0], block_bytes))
+        batches = file.iter_batches(batch_size=batch_rows, columns=names, use_threads=False)
+        row = 0
+        while True:
+            try:
+                batch = next(batches, None)
+                batch = batch and _select(batch, columns, [path for path, _ in paths])
+            except (OSError, pa.ArrowException) as error:
+                raise _parquet_damage(item, _group_offset(meta, row), error) from error
+            if batch is None:
+                return
+            for piece in _split(batch, block_bytes):
+                first, row = row, row + piece.num_rows
+                offset = (item.size or 0) * row // max(meta.num_rows, 1)
+                yield _Piece(piece, first, piece.num_rows, offset)
+
+
+def _rows_of(meta: Any, text: str, size: int) -> int:
+    """Returns about how many rows hold ``size`` bytes of text where it is densest."""
+    least = size
+    for group in (meta.row_group(i) for i in range(meta.num_row_groups)):
+        for chunk in (group.column(i) for i in range(group.num_columns)):
+            if chunk.path_in_schema == text and chunk.total_uncompressed_size:
+                # A little less, or half of the batches would leave a sliver behind.
+                fit = size * group.num_rows * 15 // (chunk.total_uncompressed_size * 16)
+                least = min(least, fit)
+    return max(least, 1)
+
+
+def _group_offset(meta: Any, row: int) -> int:
+    for group in (meta.row_group(i) for i in range(meta.num_row_groups)):
+        if row < group.num_rows:
+            return int(group.column(0).dictionary_page_offset or group.column(0).data_page_offset)
+        row -= group.num_rows
+    return 0
+
+
+def _select(batch: Any, columns: tuple[str, ...], paths: list[tuple[str, ...]]) -> Any:
+    arrays = []
+    for path in paths:
+        array = batch.column(path[0])
+        for name in path[1:]:
+            array = pc.struct_field(array, name)
+        arrays.append(array)
+    return pa.RecordBatch.from_arrays([as_strings(arrays[0]), *arrays[1:]], list(columns))
+
+
+def _split(batch: Any, block_bytes: int) -> Iterator[Any]:
+    ends = np.cumsum(pc.fill_null(pc.binary_length(batch.column(0)), 0), dtype=np.int64)
+    start = 0
+    while start < batch.num_rows:
+        before = int(ends[start - 1]) if start else 0
+        stop = max(int(np.searchsorted(ends, before + block_bytes, "right")), start + 1)
+        yield batch.slice(start, stop - start)
+        start = stop

@@ -1,0 +1,9 @@
+"""How batches reach the server: one narrow interface, two ways.
+
+``system`` shares memory with a server on this machine; ``grpc`` sends everything inside messages.
+"""
+
+from headrace.transport.base import Slot, Transport
+from headrace.transport.connect import Connection, connect
+
+__all__ = ["Connection", "Slot", "Transport", "connect"]

@@ -1,0 +1,205 @@
+"""What every transport does: slots for batches, requests in flight, answers as they finish."""
+
+from __future__ import annotations
+
+import queue
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import numpy as np
+import tritonclient.grpc as triton
+from numpy.typing import NDArray
+
+from headrace.contract import ATTENTION_MASK, EMBEDDING, INPUT_IDS, Contract
+from headrace.errors import ServerError
+
+INFER_SECONDS = 600.0
+
+
+@contextmanager
+def server_errors(what: str) -> Iterator[None]:
+    """Turns what tritonclient and gRPC raise into :class:`ServerError`, saying ``what`` failed."""
+    try:
+        yield
+    except triton.InferenceServerException as error:
+        raise ServerError(f"{what}: {error.message()}") from error
+    except grpc.RpcError as error:
+        raise ServerError(f"{what}: {error}") from error
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """Room for one batch: its ids on the way there, its vectors on the way back.
+
+    Attributes:
+        index: number of the slot in its transport.
+        ids: int32[capacity]; a batch's ids, row by row.
+        mask: int32[capacity]; 1 where ``ids`` holds a token, 0 where it holds padding.
+        tag: whatever the owner wants back with the answer.
+        rows: rows of the batch in the slot.
+        length: padded tokens of each row.
+        vectors: float[rows, dimension], once the answer is there; a view that is valid until the
+            slot is released.
+        failure: why there is no answer, or None.
+    """
+
+    index: int
+    ids: NDArray[np.int32]
+    mask: NDArray[np.int32]
+    tag: Any = None
+    rows: int = 0
+    length: int = 0
+    vectors: NDArray[np.floating[Any]] | None = None
+    failure: Exception | None = None
+
+    def shaped(self, rows: int, length: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Gives the slot a shape and returns its ids and mask, int32[rows, length], to be filled."""
+        self.rows, self.length = rows, length
+        total = rows * length
+        return (
+            self.ids[:total].reshape(rows, length),
+            self.mask[:total].reshape(rows, length),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SlotSize:
+    """How much a slot holds.
+
+    Attributes:
+        tokens: most padded tokens of a batch.
+        rows: most rows of a batch.
+        dimension: length of a vector.
+        dtype: type of a vector's numbers, as the server answers.
+    """
+
+    tokens: int
+    rows: int
+    dimension: int
+    dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.float32))
+
+    @classmethod
+    def of(cls, contract: Contract) -> SlotSize:
+        """Returns the size that fits every batch that ``contract`` allows."""
+        return cls(
+            tokens=max(contract.token_budget, contract.length_limit),
+            rows=max(bucket.max_batch for bucket in contract.buckets),
+            dimension=contract.dimension,
+            dtype=np.dtype(contract.dtype),
+        )
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of the ids (and again of the mask)."""
+        return self.tokens * 4
+
+    @property
+    def vector_bytes(self) -> int:
+        """Bytes of the vectors."""
+        return self.rows * self.dimension * self.dtype.itemsize
+
+
+class Transport(ABC):
+    """Batches to the server and vectors back, several in flight; used by one thread.
+
+    ``acquire`` a slot, fill it, ``submit`` it; ``collect`` an answered one, read its vectors,
+    ``release`` it. Answers come in any order.
+
+    Attributes:
+        name: ``system`` or ``grpc``.
+        slots: how many batches can be in flight.
+    """
+
+    name: str
+
+    def __init__(self, client: triton.InferenceServerClient, contract: Contract) -> None:
+        self.slots = 0
+        self._client = client
+        self._model = contract.name
+        self._free: list[Slot] = []
+        self._done: queue.SimpleQueue[Slot] = queue.SimpleQueue()
+        self._in_flight = 0
+
+    @property
+    def in_flight(self) -> int:
+        """Batches submitted and not yet collected."""
+        return self._in_flight
+
+    def acquire(self) -> Slot | None:
+        """Returns a free slot, or None if there is none: then ``collect`` one first."""
+        return self._free.pop() if self._free else None
+
+    def submit(self, slot: Slot) -> None:
+        """Sends the slot's batch and returns at once.
+
+        Raises:
+            ServerError: the request could not be sent.
+        """
+        slot.vectors = slot.failure = None
+        inputs = [
+            triton.InferInput(name, [slot.rows, slot.length], "INT32")
+            for name in (INPUT_IDS, ATTENTION_MASK)
+        ]
+        output = triton.InferRequestedOutput(EMBEDDING)
+        self._place(slot, inputs, output)
+
+        def answered(result: Any, error: Exception | None) -> None:
+            # In a thread of gRPC's: nothing may be raised here, only handed over.
+            try:
+                if error is None:
+                    slot.vectors = self._read(slot, result)
+                slot.failure = error
+            except Exception as wrong:  # noqa: BLE001 -- collect() raises it in the right thread
+                slot.failure = wrong
+            self._done.put(slot)
+
+        with server_errors("the request could not be sent"):
+            self._client.async_infer(
+                self._model, inputs, answered, outputs=[output], client_timeout=INFER_SECONDS
+            )
+        self._in_flight += 1
+
+    def collect(self) -> Slot:
+        """Waits for the next answer and returns its slot, with ``vectors`` set.
+
+        Raises:
+            ServerError: the server answered with an error, or not at all.
+        """
+        slot = self._done.get()
+        self._in_flight -= 1
+        if slot.failure is not None:
+            what = f"the server failed a batch of {slot.rows} rows of {slot.length} tokens"
+            with server_errors(what):
+                raise slot.failure
+        return slot
+
+    def release(self, slot: Slot) -> None:
+        """Gives a slot back; its arrays must not be used any more."""
+        slot.vectors = slot.tag = None
+        self._free.append(slot)
+
+    def close(self) -> None:
+        """Waits for what is in flight, then frees everything; idempotent."""
+        while self._in_flight:
+            self._done.get()
+            self._in_flight -= 1
+        self._free.clear()
+        self._close()
+
+    @abstractmethod
+    def _place(
+        self, slot: Slot, inputs: list[triton.InferInput], output: triton.InferRequestedOutput
+    ) -> None:
+        """Says where the inputs lie and where the output is to go."""
+
+    @abstractmethod
+    def _read(self, slot: Slot, result: triton.InferResult) -> NDArray[np.floating[Any]]:
+        """Returns the answer's vectors, float[rows, dimension]."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Frees what the transport holds."""

@@ -1,0 +1,45 @@
+"""Batches inside the gRPC messages: works against any server, wherever it runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as triton
+from numpy.typing import NDArray
+
+from headrace.contract import EMBEDDING, Contract
+from headrace.transport.base import Slot, SlotSize, Transport
+
+
+class GrpcTransport(Transport):
+    """See :class:`Transport`; ids and vectors travel inside the messages."""
+
+    name = "grpc"
+
+    def __init__(
+        self, client: triton.InferenceServerClient, contract: Contract, *, slots: int
+    ) -> None:
+        super().__init__(client, contract)
+        size = SlotSize.of(contract)
+        self._shape = (-1, size.dimension)
+        self.slots = slots
+        for index in range(slots):
+            ids, mask = np.empty((2, size.tokens), np.int32)
+            self._free.append(Slot(index, ids, mask))
+
+    def _place(
+        self, slot: Slot, inputs: list[triton.InferInput], output: triton.InferRequestedOutput
+    ) -> None:
+        del output
+        for tensor, array in zip(inputs, slot.shaped(slot.rows, slot.length), strict=True):
+            tensor.set_data_from_numpy(array)
+
+    def _read(self, slot: Slot, result: triton.InferResult) -> NDArray[np.floating[Any]]:
+        vectors: NDArray[np.floating[Any]] = result.as_numpy(EMBEDDING)
+        if vectors is None or vectors.shape != (slot.rows, self._shape[1]):
+            raise ValueError(f"expected {slot.rows} vectors of {self._shape[1]} numbers")
+        return vectors
+
+    def _close(self) -> None:
+        pass

@@ -1,0 +1,162 @@
+"""Batches in POSIX shared memory: for a server on the same machine.
+
+One region holds every slot: ids, mask and vectors side by side. The server reads and writes it in
+place; only names and offsets travel. Regions are named ``headrace-NAMESPACE-PID-RANDOM``, so that
+the leftovers of a process that died can be told from those of one that lives.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as triton
+from numpy.typing import NDArray
+
+from headrace.contract import Contract
+from headrace.errors import EnvironmentError_
+from headrace.transport.base import Slot, SlotSize, Transport, server_errors
+
+SHM = Path("/dev/shm")  # noqa: S108 -- where Linux keeps POSIX shared memory
+_PREFIX = "headrace"
+_ALIGNMENT = 64
+
+
+class SystemTransport(Transport):
+    """See :class:`Transport`; ids and vectors lie in memory that the server shares.
+
+    Raises:
+        EnvironmentError_: the region does not fit into /dev/shm.
+        ServerError: the server does not take the region.
+    """
+
+    name = "system"
+
+    def __init__(
+        self, client: triton.InferenceServerClient, contract: Contract, *, slots: int
+    ) -> None:
+        super().__init__(client, contract)
+        sweep(client)
+        size = SlotSize.of(contract)
+        self._size = size
+        token_bytes, vector_bytes = (_aligned(n) for n in (size.token_bytes, size.vector_bytes))
+        self._stride = 2 * token_bytes + vector_bytes
+        self._mask_at, self._vectors_at = token_bytes, 2 * token_bytes
+        self._region = _Region(self._stride * slots)
+        try:
+            with server_errors("the server does not take POSIX shared memory"):
+                client.register_system_shared_memory(
+                    self._region.name, f"/{self._region.name}", self._region.size
+                )
+        except BaseException:
+            self._region.remove()
+            raise
+        self.slots = slots
+        for index in range(slots):
+            start = self._stride * index
+            ids = self._region.view(start, np.dtype(np.int32), size.tokens)
+            mask = self._region.view(start + self._mask_at, np.dtype(np.int32), size.tokens)
+            self._free.append(Slot(index, ids, mask))
+
+    def _place(
+        self, slot: Slot, inputs: list[triton.InferInput], output: triton.InferRequestedOutput
+    ) -> None:
+        start = self._stride * slot.index
+        token_bytes = slot.rows * slot.length * 4
+        vector_bytes = slot.rows * self._size.dimension * self._size.dtype.itemsize
+        for tensor, at in zip(inputs, (0, self._mask_at), strict=True):
+            tensor.set_shared_memory(self._region.name, token_bytes, offset=start + at)
+        output.set_shared_memory(self._region.name, vector_bytes, offset=start + self._vectors_at)
+
+    def _read(self, slot: Slot, result: triton.InferResult) -> NDArray[np.floating[Any]]:
+        del result
+        start = self._stride * slot.index + self._vectors_at
+        numbers = slot.rows * self._size.dimension
+        view = self._region.view(start, self._size.dtype, numbers)
+        return view.reshape(slot.rows, self._size.dimension)
+
+    def _close(self) -> None:
+        if self._region.gone:
+            return
+        try:
+            self._client.unregister_system_shared_memory(self._region.name)
+        except triton.InferenceServerException:
+            pass  # the server is gone, and its registration with it
+        self._region.remove()
+
+
+class _Region:
+    """A shared-memory object of this process: made, mapped, and removed."""
+
+    def __init__(self, size: int) -> None:
+        self.name = f"{_PREFIX}-{_pid_namespace()}-{os.getpid()}-{secrets.token_hex(6)}"
+        self.size = size
+        self.gone = False
+        path = SHM / self.name
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        except OSError as error:
+            raise EnvironmentError_(
+                f"shared memory cannot be made in {SHM} ({error.strerror}); use --transport grpc"
+            ) from error
+        try:
+            # Takes the pages now: without it a full /dev/shm shows as a SIGBUS, much later.
+            os.posix_fallocate(descriptor, 0, size)
+            self._map = mmap.mmap(descriptor, size)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            if error.errno not in {errno.ENOSPC, errno.ENOMEM, errno.EDQUOT}:
+                raise
+            raise EnvironmentError_(
+                f"{SHM} is too small: {size / 2**20:.0f} MiB are needed there; enlarge it "
+                f"(containers: --ipc=host or --shm-size), or use --transport grpc"
+            ) from error
+        finally:
+            os.close(descriptor)
+
+    def view(self, start: int, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
+        """Returns ``count`` numbers of ``dtype`` from byte ``start`` on, in place."""
+        return np.frombuffer(self._map, dtype, count, start)
+
+    def remove(self) -> None:
+        """Unlinks the object; the memory goes when the last view of it does."""
+        self.gone = True
+        (SHM / self.name).unlink(missing_ok=True)
+
+
+def sweep(client: triton.InferenceServerClient | None = None) -> None:
+    """Removes the regions of headrace processes that are gone, here and on the server.
+
+    Only regions of this PID namespace whose process is dead are touched.
+    """
+    leftovers = {path.name for path in SHM.glob(f"{_PREFIX}-*") if _is_leftover(path.name)}
+    if client is not None:
+        with server_errors("the server's shared memory cannot be listed"):
+            status = client.get_system_shared_memory_status()
+        registered = [name for name in status.regions if _is_leftover(name)]
+        for name in registered:
+            with server_errors(f"shared memory {name} cannot be unregistered"):
+                client.unregister_system_shared_memory(name)
+    for name in leftovers:
+        (SHM / name).unlink(missing_ok=True)
+
+
+def _is_leftover(name: str) -> bool:
+    parts = name.split("-")
+    if len(parts) != 4 or parts[0] != _PREFIX or not parts[2].isdigit():
+        return False
+    return parts[1] == _pid_namespace() and not Path(f"/proc/{parts[2]}").exists()
+
+
+def _pid_namespace() -> str:
+    """The number of this PID namespace: elsewhere the same process id is another process."""
+    return str(os.stat("/proc/self/ns/pid").st_ino)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT

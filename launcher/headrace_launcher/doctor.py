@@ -1,0 +1,130 @@
+"""What this machine has of what headrace needs, and how to get the rest."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from headrace.errors import HeadraceError
+from headrace_launcher import gpus, triton
+from headrace_launcher.engines import openvino
+
+_SHM = Path("/dev/shm")  # noqa: S108 -- where Linux keeps POSIX shared memory
+_SHM_NEEDED = 64 << 20
+_PACKAGES = ("onnx", "safetensors", "huggingface_hub")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One line of the examination.
+
+    Attributes:
+        name: what was looked for.
+        mark: ``ok``; ``none`` for something that one can do without; ``missing``.
+        found: what was found, or what is wrong.
+        remedy: what to do about it, or "".
+    """
+
+    name: str
+    mark: str
+    found: str
+    remedy: str = ""
+
+
+def examine() -> list[Check]:
+    """Looks at everything that a run needs; starts and downloads nothing."""
+    return [
+        Check(
+            name="Python",
+            mark="ok",
+            found=f"{platform.python_version()} at {sys.executable}",
+        ),
+        _attempt("libpython", lambda: str(triton.find_libpython())),
+        _triton(),
+        _packages(),
+        _attempt("OpenVINO", _openvino),
+        _gpus(),
+        _shared_memory(),
+        Check(name="gRPC", mark="ok", found="transport grpc works wherever the server is reached"),
+    ]
+
+
+def _attempt(name: str, look: Callable[[], str]) -> Check:
+    """Runs a look whose error message holds ``what is wrong; what to do``."""
+    try:
+        return Check(name=name, mark="ok", found=look())
+    except HeadraceError as error:
+        found, _, remedy = str(error).partition("; ")
+        return Check(name=name, mark="missing", found=found, remedy=remedy)
+
+
+def _triton() -> Check:
+    if found := shutil.which("tritonserver"):
+        return Check(name="Triton", mark="ok", found=f"{found} (on PATH)")
+    folder = triton.embedded_folder()
+    if (folder / "READY").exists():
+        found = f"{triton.TRITON_VERSION}, embedded, in {folder}"
+        return Check(name="Triton", mark="ok", found=found)
+    source = os.environ.get(triton.WHEEL_VARIABLE) or "the package index (55 MB)"
+    return Check(
+        name="Triton",
+        mark="none",
+        found=f"not here yet; {triton.TRITON_VERSION} comes from {source} at the first run",
+        remedy=f"offline: set {triton.WHEEL_VARIABLE} to a copy of the wheel "
+        f"{triton.WHEEL}=={triton.WHEEL_VERSION}",
+    )
+
+
+def _packages() -> Check:
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        return Check(
+            name="launcher",
+            mark="missing",
+            found=f"{', '.join(missing)} not installed",
+            remedy="pip install 'headrace[launcher]'",
+        )
+    return Check(name="launcher", mark="ok", found=", ".join(_PACKAGES))
+
+
+def _openvino() -> str:
+    return f"{openvino.version()}, CPU, precision auto = {openvino.resolve_precision('auto')}"
+
+
+def _gpus() -> Check:
+    found = gpus.find_gpus()
+    if not found:
+        return Check(name="GPU", mark="none", found="none found; the CPU engine is used")
+    names = "; ".join(found)
+    return Check(
+        name="GPU",
+        mark="none",
+        found=f"{names}: not used by this version, the CPU engine is",
+    )
+
+
+def _shared_memory() -> Check:
+    try:
+        free = shutil.disk_usage(_SHM).free
+    except OSError as error:
+        return Check(
+            name="shm",
+            mark="missing",
+            found=f"{_SHM}: {error.strerror}",
+            remedy="mount a tmpfs there, or pass --transport grpc",
+        )
+    size = f"{free / 2**20:,.0f} MiB free in {_SHM}"
+    if free < _SHM_NEEDED or not os.access(_SHM, os.W_OK):
+        return Check(
+            name="shm",
+            mark="missing",
+            found=f"{size}, or it cannot be written",
+            remedy="containers: --ipc=host or --shm-size=1g; or pass --transport grpc",
+        )
+    return Check(name="shm", mark="ok", found=f"transport system: {size}")

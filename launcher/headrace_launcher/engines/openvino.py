@@ -1,0 +1,58 @@
+"""ONNX -> OpenVINO IR, and what OpenVINO can do on this processor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from headrace.errors import MissingDependencyError, UsageError
+
+MODEL_FILE = "model.xml"
+
+
+def version() -> str:
+    """Returns OpenVINO's version.
+
+    Raises:
+        MissingDependencyError: OpenVINO is not installed.
+    """
+    try:
+        import openvino as ov
+    except ImportError as error:
+        raise MissingDependencyError(
+            "OpenVINO is not installed, and the CPU engine needs it; "
+            "install it with: pip install 'headrace[launcher,cpu]'"
+        ) from error
+    return str(ov.__version__).split("-", 1)[0]
+
+
+def resolve_precision(wanted: str) -> str:
+    """Returns ``fp32`` or ``bf16``: what ``auto`` means on this processor, or what was asked for.
+
+    ``auto`` is bf16 where the processor computes it natively, else fp32.
+
+    Raises:
+        UsageError: bf16 was asked for and the processor does not have it.
+    """
+    version()
+    import openvino as ov
+
+    native = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if wanted == "auto":
+        return "bf16" if native else "fp32"
+    if wanted == "bf16" and not native:
+        raise UsageError(
+            "--precision bf16: this processor has no native bf16 (AVX512-BF16 or AMX); "
+            "use --precision fp32 or auto"
+        )
+    return wanted
+
+
+def convert(graph: Path, folder: Path) -> None:
+    """Converts an fp32 ONNX file to ``model.xml`` and ``model.bin`` in ``folder``.
+
+    The weights stay fp32; the precision of the computation is chosen when the model is loaded.
+    """
+    version()
+    import openvino as ov
+
+    ov.save_model(ov.Core().read_model(graph), folder / MODEL_FILE, compress_to_fp16=False)

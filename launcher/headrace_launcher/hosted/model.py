@@ -1,0 +1,173 @@
+"""The Triton Python-backend model that hosts an engine where no native backend is installed.
+
+A copy of this file lies in each hosted model's version folder and runs in Triton's own process
+for the model, so it imports nothing of headrace: its settings come from ``config.pbtxt``.
+
+Every request is answered through its response sender, from the engine's own threads, and
+``execute`` returns as soon as the engine has taken the request, so that one instance keeps all of
+the engine's streams busy (response senders in non-decoupled models: triton-inference-server
+python_backend README, "Default Mode").
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from numpy.typing import NDArray
+
+Answer = Callable[["NDArray[np.float32] | None", "Exception | None"], None]
+
+
+class Engine(Protocol):
+    """Computes batches in the background."""
+
+    def submit(self, ids: NDArray[np.int32], mask: NDArray[np.int32], answer: Answer) -> None:
+        """Starts ``ids`` and ``mask``, int32[rows, length]; blocks while every stream is busy.
+
+        ``answer`` is called once, from any thread, with float32[rows, dimension] or an error.
+        """
+
+    def close(self) -> None:
+        """Waits for what is running."""
+
+
+class OpenVinoEngine:
+    """An OpenVINO model whose requests run over all of its streams at once."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        import openvino as ov
+
+        hints: dict[str, Any] = {
+            "PERFORMANCE_HINT": "THROUGHPUT",
+            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[settings["precision"]],
+        }
+        self._core = ov.Core()
+        self._model = self._core.compile_model(folder / "model.xml", "CPU", hints)
+        self._queue = ov.AsyncInferQueue(self._model)
+        self._queue.set_callback(self._finished)
+
+    @staticmethod
+    def _finished(request: Any, answer: Answer) -> None:
+        try:
+            vectors = request.get_output_tensor(0).data
+        except Exception as error:  # noqa: BLE001 -- whatever it was, the client must hear of it
+            answer(None, error)
+        else:
+            answer(vectors, None)
+
+    def submit(self, ids: NDArray[np.int32], mask: NDArray[np.int32], answer: Answer) -> None:
+        """See :meth:`Engine.submit`."""
+        self._queue.start_async({"input_ids": ids, "attention_mask": mask}, userdata=answer)
+
+    def close(self) -> None:
+        """See :meth:`Engine.close`."""
+        self._queue.wait_all()
+
+
+class NullEngine:
+    """Answers at once, so that everything but the encoder can be measured and checked.
+
+    A vector holds the row's token count, the sum of its ids modulo 65,521 and its first ids, so
+    that a row in the wrong place or with wrong tokens shows.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._dimension = int(settings["dimension"])
+
+    def submit(self, ids: NDArray[np.int32], mask: NDArray[np.int32], answer: Answer) -> None:
+        """See :meth:`Engine.submit`."""
+        vectors = np.zeros((len(ids), self._dimension), np.float32)
+        kept = ids * mask
+        head = np.column_stack([mask.sum(1), kept.sum(1, dtype=np.int64) % 65521, kept])
+        width = min(self._dimension, head.shape[1])
+        vectors[:, :width] = head[:, :width]
+        answer(vectors, None)
+
+    def close(self) -> None:
+        """See :meth:`Engine.close`."""
+
+
+class _Capsule:
+    """Hands an array to Triton's stub by DLPack and ends the capsule's life as the protocol asks.
+
+    The stub renames a capsule that it has consumed to a name that NumPy's destructor does not
+    know, which fills the log with errors. Keeping the capsule and renaming it to the protocol's
+    own ``used_dltensor`` once the stub is done keeps the log clean.
+    """
+
+    def __init__(self, array: NDArray[np.float32]) -> None:
+        self._array = array
+        self._capsule: Any = None
+
+    def __dlpack__(self, **_: Any) -> Any:
+        self._capsule = self._array.__dlpack__()
+        return self._capsule
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self._array.__dlpack_device__()
+
+    def settle(self) -> None:
+        if self._capsule is not None:
+            api = ctypes.pythonapi
+            api.PyCapsule_SetName.argtypes = [ctypes.py_object, ctypes.c_char_p]
+            api.PyCapsule_SetName(self._capsule, b"used_dltensor")
+
+
+class TritonPythonModel:
+    """The class that Triton's Python backend looks for."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Loads the engine that the model's headrace settings name."""
+        config = json.loads(args["model_config"])
+        settings = json.loads(config["parameters"]["headrace"]["string_value"])
+        folder = Path(args["model_repository"]) / args["model_version"]
+        self._engine: Engine
+        if settings["engine"] == "openvino":
+            self._engine = OpenVinoEngine(folder, settings)
+        elif settings["engine"] == "null":
+            self._engine = NullEngine(settings)
+        else:
+            raise pb_utils.TritonModelException(f"unknown engine {settings['engine']!r}")
+
+    def execute(self, requests: list[Any]) -> None:
+        """Hands every request to the engine; the answers follow through the response senders."""
+        for request in requests:
+            answer = _answer_to(request)
+            try:
+                ids = np.from_dlpack(pb_utils.get_input_tensor_by_name(request, "input_ids"))
+                mask = np.from_dlpack(pb_utils.get_input_tensor_by_name(request, "attention_mask"))
+                if ids.shape != mask.shape:
+                    raise ValueError(
+                        f"input_ids has shape {list(ids.shape)} and "
+                        f"attention_mask {list(mask.shape)}; they must be equal"
+                    )
+                self._engine.submit(ids, mask, answer)
+            except Exception as error:  # noqa: BLE001 -- whatever it was, the client must hear of it
+                answer(None, error)
+
+    def finalize(self) -> None:
+        """Waits for what is running."""
+        self._engine.close()
+
+
+def _answer_to(request: Any) -> Answer:
+    sender = request.get_response_sender()
+
+    def answer(vectors: NDArray[np.float32] | None, error: Exception | None) -> None:
+        final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        if vectors is None:
+            failure = pb_utils.TritonError(f"{type(error).__name__}: {error}")
+            sender.send(pb_utils.InferenceResponse(error=failure), flags=final)
+            return
+        capsule = _Capsule(np.ascontiguousarray(vectors))
+        tensor = pb_utils.Tensor.from_dlpack("embedding", capsule)
+        sender.send(pb_utils.InferenceResponse([tensor]), flags=final)
+        capsule.settle()
+
+    return answer

@@ -1,0 +1,257 @@
+"""Starts, watches and stops a local ``tritonserver``."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import tritonclient.grpc as triton
+
+from headrace.errors import ServerError
+from headrace_launcher.triton import TritonInstallation
+
+STARTUP_SECONDS = 300.0
+STOP_SECONDS = 15.0
+SHM = Path("/dev/shm")  # noqa: S108 -- where Linux keeps POSIX shared memory
+_SHM_PREFIX = "headrace_stub_"
+_PR_SET_PDEATHSIG = 1
+_LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoints:
+    """Where a server listens: ``HOST:PORT`` each, None where it does not."""
+
+    grpc: str
+    http: str | None
+    metrics: str | None
+
+
+class Server:
+    """One ``tritonserver`` process that dies with this one.
+
+    Args:
+        triton: the installation to run.
+        repository: the model repository to serve.
+        models: names of the models to load.
+        host: address to bind to.
+        grpc_port: 0 takes a free one.
+        http_port: 0 takes a free one, None serves no HTTP and no metrics.
+        metrics_port: 0 takes a free one; ignored without HTTP.
+
+    Raises:
+        ServerError: from :meth:`start`, if the server does not become ready.
+    """
+
+    def __init__(
+        self,
+        triton: TritonInstallation,
+        repository: Path,
+        models: Sequence[str],
+        *,
+        host: str = _LOOPBACK,
+        grpc_port: int = 0,
+        http_port: int | None = None,
+        metrics_port: int = 0,
+    ) -> None:
+        self._triton = triton
+        self._repository = repository
+        self._models = tuple(models)
+        self._host = host
+        self._ports = (grpc_port, http_port, metrics_port)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._shm_prefix = f"{_SHM_PREFIX}{os.getpid()}_{secrets.token_hex(4)}_"
+        self._log = tempfile.TemporaryFile(prefix="headrace-triton-")  # noqa: SIM115 -- closed in stop
+        self.endpoints: Endpoints
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int | None:
+        """Process id, or None before the start and after the stop."""
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """Starts the process and waits until every model is ready.
+
+        Raises:
+            ServerError: it did not become ready; the message quotes the server's own words.
+        """
+        sweep_stub_regions()
+        try:
+            for attempt in range(3):
+                self._launch()
+                if self._wait_until_ready():
+                    return
+                reason = self.log_errors()
+                self._end_process()
+                if "address already in use" not in reason.lower() or 0 not in self._ports:
+                    break
+                # A free port was taken between our look and the server's bind: look again.
+                if attempt == 2:
+                    break
+        except BaseException:
+            self.stop()
+            raise
+        self.stop()
+        raise ServerError(f"Triton did not start: {reason}")
+
+    def stop(self) -> None:
+        """Ends the server, gently first, and removes what it may have left; idempotent."""
+        self._end_process()
+        for region in SHM.glob(f"{self._shm_prefix}*"):
+            region.unlink(missing_ok=True)
+        self._log.close()
+
+    def poll(self) -> int | None:
+        """Returns the exit status if the process has ended, else None."""
+        return self._process.poll() if self._process else None
+
+    def wait(self) -> int:
+        """Waits for the process to end and returns its exit status."""
+        if self._process is None:
+            return 0
+        return self._process.wait()
+
+    def log_errors(self, lines: int = 3) -> str:
+        """Returns the server's last error lines as one line, or its last lines if it has none."""
+        if self._log.closed:
+            return ""
+        size = os.fstat(self._log.fileno()).st_size
+        start = max(0, size - (1 << 16))
+        text = os.pread(self._log.fileno(), size - start, start).decode(errors="replace")
+        said = [line for line in text.splitlines() if line.strip()]
+        wrong = [line.split("] ", 1)[-1] for line in said if line[:1] == "E" or "rror:" in line]
+        return " | ".join((wrong or said)[-lines:]) or "it said nothing"
+
+    def _launch(self) -> None:
+        grpc, http, metrics = self._ports
+        grpc = grpc or _free_port(self._host)
+        command = [
+            str(self._triton.binary),
+            f"--model-repository={self._repository}",
+            "--model-control-mode=explicit",
+            *(f"--load-model={name}" for name in self._models),
+            "--disable-auto-complete-config",
+            f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
+            f"--grpc-address={self._host}",
+            f"--grpc-port={grpc}",
+            "--exit-timeout-secs=10",
+            *self._triton.arguments,
+        ]
+        if http is None:
+            command += ["--allow-http=false", "--allow-metrics=false"]
+            self.endpoints = Endpoints(grpc=f"{self._host}:{grpc}", http=None, metrics=None)
+        else:
+            http = http or _free_port(self._host)
+            metrics = metrics or _free_port(self._host)
+            command += [
+                f"--http-address={self._host}",
+                f"--http-port={http}",
+                f"--metrics-address={self._host}",
+                f"--metrics-port={metrics}",
+            ]
+            self.endpoints = Endpoints(
+                grpc=f"{self._host}:{grpc}",
+                http=f"{self._host}:{http}",
+                metrics=f"{self._host}:{metrics}",
+            )
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            env=_environment(self._triton),
+            # Its own session: a Ctrl-C in the terminal is ours to handle, in our order.
+            start_new_session=True,
+            preexec_fn=_die_with_parent,  # noqa: PLW1509 -- one prctl call, no Python locks taken
+        )
+
+    def _wait_until_ready(self) -> bool:
+        deadline = time.monotonic() + STARTUP_SECONDS
+        with triton.InferenceServerClient(self.endpoints.grpc) as client:
+            while time.monotonic() < deadline:
+                if self.poll() is not None:
+                    return False
+                try:
+                    if client.is_server_ready(client_timeout=1.0):
+                        return True
+                except triton.InferenceServerException:
+                    pass  # not listening yet
+                time.sleep(0.05)
+        return False
+
+    def _end_process(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                pass
+        # The session's remaining members are the models' own processes.
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        process.wait()
+
+
+def sweep_stub_regions() -> None:
+    """Removes shared memory that servers of dead headrace processes have left behind."""
+    for region in SHM.glob(f"{_SHM_PREFIX}*"):
+        pid = region.name.removeprefix(_SHM_PREFIX).split("_", 1)[0]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            region.unlink(missing_ok=True)
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def _environment(triton: TritonInstallation) -> dict[str, str]:
+    """The server's environment: this interpreter first on PATH, so that the stub finds its packages.
+
+    ``VIRTUAL_ENV`` and ``PYTHONHOME`` of the caller's shell would lead the stub elsewhere.
+    """
+    environment = {k: v for k, v in os.environ.items() if k not in {"PYTHONHOME", "VIRTUAL_ENV"}}
+    environment["PATH"] = os.pathsep.join(
+        [str(Path(sys.executable).parent), environment.get("PATH", os.defpath)]
+    )
+    libraries = [str(folder) for folder in triton.library_folders]
+    if inherited := environment.get("LD_LIBRARY_PATH"):
+        libraries.append(inherited)
+    if libraries:
+        environment["LD_LIBRARY_PATH"] = os.pathsep.join(libraries)
+    return environment
+
+
+def _die_with_parent() -> None:
+    # prctl(2): the kernel sends the signal when the starting thread ends, however it ends.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

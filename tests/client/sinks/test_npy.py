@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headrace.sinks import npy, open_sink
+from headrace.sinks.npy import HEADER_BYTES, NpySink
+
+RNG = np.random.default_rng(7)
+
+
+def make_rows(count, dimension, bad=()):
+    vectors = RNG.standard_normal((count, dimension)).astype(np.float32)
+    valid = np.ones(count, np.bool_)
+    valid[list(bad)] = False
+    return vectors, valid
+
+
+def write_npy(output, vectors, valid, blocks=None, *, dtype="float32", overwrite=False):
+    sink = open_sink(
+        output, dimension=vectors.shape[1], dtype=dtype, id_type=None, overwrite=overwrite
+    )
+    start = 0
+    for rows in blocks or [len(vectors)]:
+        sink.write(vectors[start : start + rows], valid[start : start + rows], None, start)
+        start += rows
+    sink.commit()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    blocks=st.lists(st.integers(0, 40), max_size=8),
+    dimension=st.integers(1, 9),
+    dtype=st.sampled_from(["float32", "float16"]),
+    piece=st.sampled_from([16, 100, 1 << 20]),
+    data=st.data(),
+)
+def test_round_trip(tmp_path_factory, blocks, dimension, dtype, piece, data):
+    rows = sum(blocks)
+    bad = data.draw(st.sets(st.integers(0, rows - 1)) if rows else st.just(set()))
+    vectors, valid = make_rows(rows, dimension, bad)
+    before = vectors.copy()
+    output = tmp_path_factory.mktemp("npy") / "out.npy"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(npy, "_PIECE_BYTES", piece)
+        write_npy(output, vectors, valid, blocks, dtype=dtype)
+
+    expected = vectors.astype(dtype)
+    expected[~valid] = np.nan
+    np.testing.assert_array_equal(np.load(output), expected, strict=True)
+    mapped = np.load(output, mmap_mode="r")
+    assert mapped.offset == HEADER_BYTES
+    assert mapped.flags.c_contiguous
+    assert output.stat().st_size == HEADER_BYTES + expected.nbytes
+    np.testing.assert_array_equal(vectors, before)
+    assert list(output.parent.iterdir()) == [output]
+
+
+def test_no_rows(tmp_path):
+    output = tmp_path / "out.npy"
+    write_npy(output, *make_rows(0, 384))
+    assert np.load(output).shape == (0, 384)
+    assert np.load(output).dtype == np.float32
+
+
+def test_header_is_format_1_0_and_fits_any_size(tmp_path):
+    sink = NpySink(tmp_path / "out.npy", dimension=65536, dtype="float32", overwrite=False)
+    sink._rows = 10**15
+    header = sink._header()
+    sink.abort()
+    assert len(header) == HEADER_BYTES
+    path = tmp_path / "header"
+    path.write_bytes(header)
+    with path.open("rb") as file:
+        assert np.lib.format.read_magic(file) == (1, 0)
+        assert np.lib.format.read_array_header_1_0(file)[0] == (10**15, 65536)
+
+
+def test_garbage_in_an_invalid_row_is_neither_converted_nor_written(tmp_path, recwarn):
+    vectors, valid = make_rows(3, 4, bad=[1])
+    vectors[1] = 1e30
+    write_npy(tmp_path / "out.npy", vectors, valid, dtype="float16")
+    assert np.isnan(np.load(tmp_path / "out.npy")[1]).all()
+    assert not recwarn.list
+
+
+def test_values_beyond_float16_are_infinite_and_numpy_warns(tmp_path):
+    vectors = np.array([[1.0, 70000.0, -70000.0, 65504.0]], np.float32)
+    with pytest.warns(RuntimeWarning, match="overflow"):
+        write_npy(tmp_path / "out.npy", vectors, np.ones(1, np.bool_), dtype="float16")
+    assert np.load(tmp_path / "out.npy").tolist() == [[1.0, np.inf, -np.inf, 65504.0]]
+
+
+def test_strided_vectors(tmp_path):
+    vectors, valid = make_rows(10, 8)
+    write_npy(tmp_path / "out.npy", vectors[:, ::2], valid)
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), vectors[:, ::2])
+
+
+@pytest.mark.parametrize(
+    ("vectors", "valid"),
+    [
+        (np.zeros((2, 3), np.float32), np.ones(2, np.bool_)),
+        (np.zeros((2, 4), np.float64), np.ones(2, np.bool_)),
+        (np.zeros(4, np.float32), np.ones(4, np.bool_)),
+        (np.zeros((2, 4), np.float32), np.ones(3, np.bool_)),
+        (np.zeros((2, 4), np.float32), np.ones(2, np.uint8)),
+    ],
+)
+@pytest.mark.parametrize("ending", ["npy", "parquet"])
+def test_misfits_are_refused_and_leave_the_sink_as_it_was(tmp_path, vectors, valid, ending):
+    output = tmp_path / f"out.{ending}"
+    sink = open_sink(output, dimension=4, dtype="float32", id_type=None, overwrite=False)
+    with pytest.raises(ValueError, match="must be"):
+        sink.write(vectors, valid, None, 0)
+    sink.write(*make_rows(2, 4), None, 0)
+    sink.commit()
+    assert output.exists()

@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import duckdb
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headrace.sinks import open_sink, parquet
+from headrace.sinks.parquet import group_rows
+
+RNG = np.random.default_rng(7)
+DTYPES = ["float32", "float16"]
+
+
+def make_rows(count, dimension, bad=()):
+    vectors = RNG.standard_normal((count, dimension)).astype(np.float32)
+    valid = np.ones(count, np.bool_)
+    valid[list(bad)] = False
+    return vectors, valid
+
+
+def write_parquet(output, vectors, valid, blocks=None, *, dtype="float32", ids=None):
+    id_type = None if ids is None else ids.type
+    sink = open_sink(
+        output, dimension=vectors.shape[1], dtype=dtype, id_type=id_type, overwrite=True
+    )
+    start = 0
+    for rows in blocks or [len(vectors)]:
+        here = slice(start, start + rows)
+        sink.write(vectors[here], valid[here], None if ids is None else ids[here], start)
+        start += rows
+    sink.commit()
+
+
+def expect(vectors, valid, dtype):
+    return [
+        row.tolist() if ok else None
+        for row, ok in zip(vectors.astype(dtype).astype(np.float32), valid, strict=True)
+    ]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    blocks=st.lists(st.integers(0, 40), max_size=8),
+    dimension=st.integers(1, 9),
+    dtype=st.sampled_from(DTYPES),
+    id_type=st.sampled_from([None, pa.int64(), pa.string(), pa.large_string()]),
+    group_values=st.sampled_from([1, 16, 150, 1 << 20]),
+    data=st.data(),
+)
+def test_round_trip(tmp_path_factory, blocks, dimension, dtype, id_type, group_values, data):
+    rows = sum(blocks)
+    bad = data.draw(st.sets(st.integers(0, rows - 1)) if rows else st.just(set()))
+    vectors, valid = make_rows(rows, dimension, bad)
+    ids = None
+    if id_type == pa.int64():
+        ids = pa.array(RNG.integers(-(2**63), 2**63 - 1, rows), id_type)
+    elif id_type is not None:
+        ids = pa.array([None if i % 7 == 3 else f"é{i}" for i in range(rows)], id_type)
+    output = tmp_path_factory.mktemp("parquet") / "out.parquet"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parquet, "_GROUP_VALUES", group_values)
+        write_parquet(output, vectors, valid, blocks, dtype=dtype, ids=ids)
+        group = group_rows(dimension)
+
+    table = pq.read_table(output)
+    values = pa.float32() if dtype == "float32" else pa.float16()
+    element = pa.field("element", values, nullable=False)
+    assert table.schema == pa.schema(
+        [("id", id_type or pa.int64()), ("embedding", pa.list_(element, dimension))]
+    )
+    assert table["id"].to_pylist() == (list(range(rows)) if ids is None else ids.to_pylist())
+    read = [None if v is None else [float(x) for x in v] for v in table["embedding"].to_pylist()]
+    assert read == expect(vectors, valid, dtype)
+    metadata = pq.ParquetFile(output).metadata
+    groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    assert groups == [group] * (rows // group) + [rows % group] * (rows % group > 0)
+
+
+def test_the_file_does_not_depend_on_how_rows_arrive(tmp_path):
+    vectors, valid = make_rows(5000, 16, bad=range(0, 5000, 11))
+    ids = pa.array([f"row {i}" for i in range(5000)])
+    files = []
+    for blocks in ([5000], [1, 1023, 2000, 0, 1976]):
+        output = tmp_path / "out.parquet"
+        write_parquet(output, vectors, valid, blocks, ids=ids)
+        files.append(output.read_bytes())
+    assert files[0] == files[1]
+
+
+def test_a_row_group_is_bounded_by_rows_and_by_values():
+    assert group_rows(1) == 65536
+    assert group_rows(384) == 32768
+    assert group_rows(1024) == 16384
+    assert group_rows(4096) == 4096
+    assert group_rows(1 << 30) == 1
+
+
+def test_plain_pages_without_dictionary(tmp_path):
+    write_parquet(tmp_path / "out.parquet", *make_rows(2000, 64))
+    column = pq.ParquetFile(tmp_path / "out.parquet").metadata.row_group(0).column(1)
+    assert column.compression == "UNCOMPRESSED"
+    assert set(column.encodings) == {"PLAIN", "RLE"}
+    assert not column.is_stats_set
+
+
+def test_the_first_row_numbers_the_rows(tmp_path):
+    output = tmp_path / "out.parquet"
+    sink = open_sink(output, dimension=2, dtype="float32", id_type=None, overwrite=False)
+    sink.write(*make_rows(2, 2), None, 10)
+    sink.write(*make_rows(3, 2), None, 2**40)
+    sink.commit()
+    expected = [10, 11, 2**40, 2**40 + 1, 2**40 + 2]
+    assert pq.read_table(output)["id"].to_pylist() == expected
+
+
+def test_the_callers_buffers_may_be_used_again(tmp_path):
+    output = tmp_path / "out.parquet"
+    vectors, valid = make_rows(3, 4, bad=[1])
+    expected = expect(vectors, valid, "float32")
+    sink = open_sink(output, dimension=4, dtype="float32", id_type=None, overwrite=False)
+    sink.write(vectors, valid, None, 0)
+    vectors[:] = 9
+    valid[:] = True
+    sink.commit()
+    assert pq.read_table(output)["embedding"].to_pylist() == expected
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_pandas_reads_it(tmp_path, dtype):
+    vectors, valid = make_rows(50, 8, bad=[0, 17])
+    write_parquet(tmp_path / "out.parquet", vectors, valid, dtype=dtype)
+    frame = pd.read_parquet(tmp_path / "out.parquet")
+    assert frame["id"].tolist() == list(range(50))
+    assert frame["embedding"].isna().tolist() == (~valid).tolist()
+    np.testing.assert_array_equal(
+        np.stack(frame["embedding"][valid]), vectors[valid].astype(dtype), strict=True
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_duckdb_reads_it(tmp_path, dtype):
+    vectors, valid = make_rows(50, 8, bad=[0, 17])
+    output = tmp_path / "out.parquet"
+    write_parquet(output, vectors, valid, dtype=dtype, ids=pa.array([f"r{i}" for i in range(50)]))
+    rows = duckdb.execute("SELECT id, embedding FROM read_parquet(?)", [str(output)]).fetchall()
+    assert [row[0] for row in rows] == [f"r{i}" for i in range(50)]
+    assert [row[1] for row in rows] == expect(vectors, valid, dtype)
+    cosine = duckdb.execute(
+        "SELECT array_cosine_similarity(embedding::FLOAT[8], embedding::FLOAT[8]) "
+        "FROM read_parquet(?) WHERE id = 'r1'",
+        [str(output)],
+    ).fetchone()
+    assert cosine == pytest.approx((1.0,), abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_rows(tmp_path, dtype):
+    output = tmp_path / "out.parquet"
+    write_parquet(output, *make_rows(0, 8), dtype=dtype)
+    assert pq.read_table(output).num_rows == 0
+    assert pq.read_table(output).schema.field("embedding").type.list_size == 8
+    assert pd.read_parquet(output).columns.tolist() == ["id", "embedding"]
+    assert duckdb.execute("SELECT * FROM read_parquet(?)", [str(output)]).fetchall() == []
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_only_invalid_rows(tmp_path, dtype):
+    vectors, valid = make_rows(5, 3, bad=range(5))
+    vectors[:] = np.nan
+    write_parquet(tmp_path / "out.parquet", vectors, valid, dtype=dtype)
+    assert pq.read_table(tmp_path / "out.parquet")["embedding"].to_pylist() == [None] * 5
+
+
+@pytest.mark.parametrize(
+    ("id_type", "ids"),
+    [
+        (pa.string(), None),
+        (pa.string(), pa.array([1, 2])),
+        (None, pa.array(["a", "b"])),
+        (pa.string(), pa.array(["a"])),
+    ],
+)
+def test_ids_of_another_type_or_number_are_refused(tmp_path, id_type, ids):
+    output = tmp_path / "out.parquet"
+    sink = open_sink(output, dimension=4, dtype="float32", id_type=id_type, overwrite=False)
+    with pytest.raises(ValueError, match="ids must be"):
+        sink.write(*make_rows(2, 4), ids, 0)
+    sink.abort()

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+from headrace.api import Settings
+from headrace.config import EmbedConfig
+from headrace.errors import UsageError
+
+GOOD = {"inputs": ("a.jsonl",), "output": Path("a.npy"), "model": "m"}
+
+
+def test_the_defaults_are_valid():
+    assert EmbedConfig(**GOOD).dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"inputs": ()}, "no input"),
+        ({"inputs": ("-", "-")}, "only once"),
+        ({"prompt": "a", "prompt_name": "b"}, "exclude"),
+        ({"text_field": ""}, "--text-field"),
+        ({"max_length": 0}, "--max-length must be at least 1"),
+        ({"truncate_dim": 0}, "--truncate-dim"),
+        ({"dtype": "float64"}, "float32, float16"),
+        ({"precision": "int8"}, "--precision"),
+        ({"transport": "pigeon"}, "--transport"),
+        ({"on_error": "ignore"}, "--on-error"),
+        ({"format": "csv"}, "--format"),
+        ({"engine": "tpu"}, "--engine"),
+        ({"id_type": "float"}, "--id-type"),
+        ({"block_rows": 0}, "block rows"),
+    ],
+)
+def test_bad_settings_are_said_in_one_line(change, said):
+    with pytest.raises(UsageError, match=said) as caught:
+        EmbedConfig(**(GOOD | change))
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_settings_are_errors():
+    with pytest.raises(TypeError):
+        EmbedConfig(**GOOD, overwite=True)
+
+
+def test_embed_takes_every_setting_of_the_config():
+    fields = {field.name for field in dataclasses.fields(EmbedConfig)}
+    assert set(get_type_hints(Settings)) | {"inputs", "output", "model"} == fields
+    settings, config = get_type_hints(Settings), get_type_hints(EmbedConfig)
+    assert all(settings[name] == config[name] for name in settings)

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from headrace.contract import Contract, entry_name, file_hash, model_slug
+from headrace.errors import ServerError
+
+
+def test_a_contract_survives_json(make_contract):
+    contract = make_contract(prompts={"query": "frage: ä", "document": ""}, default_prompt="query")
+    assert Contract.from_json(contract.to_json()) == contract
+    assert contract.length_limit == 128
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", "{}", "{", "null"])
+def test_what_is_no_contract_is_an_error_with_a_remedy(text):
+    with pytest.raises(ServerError, match="rebuild"):
+        Contract.from_json(text)
+
+
+def test_another_schema_an_unknown_and_a_missing_setting_are_errors(make_contract):
+    raw = json.loads(make_contract().to_json())
+    for change, said in (
+        ({"schema_version": 99}, "schema 99"),
+        ({"surprise": 1}, "surprise"),
+        ({"buckets": [{"max_length": 3}]}, "incomplete"),
+    ):
+        with pytest.raises(ServerError, match=said):
+            Contract.from_json(json.dumps(raw | change))
+    del raw["pad_id"]
+    with pytest.raises(ServerError, match="incomplete"):
+        Contract.from_json(json.dumps(raw))
+
+
+@pytest.mark.parametrize(
+    ("model", "slug"),
+    [
+        ("sentence-transformers/all-MiniLM-L6-v2", "all-minilm-l6-v2"),
+        ("/models/My Model (v2)/", "my-model-v2"),
+        ("../..", "model"),
+        (".hidden", "hidden"),
+        ("", "model"),
+        ("a/../b", "b"),
+    ],
+)
+def test_a_slug_is_one_harmless_path_part(model, slug):
+    assert model_slug(model) == slug
+
+
+def test_variants_have_names_of_their_own():
+    names = {
+        entry_name("org/M"),
+        entry_name("org/M", precision="fp32"),
+        entry_name("org/M", truncate_dim=64),
+        entry_name("org/M", normalize=False),
+        entry_name("org/M", engine="null"),
+        entry_name("org/M", precision="bf16", truncate_dim=64, normalize=False),
+    }
+    assert len(names) == 6
+    assert "m-bf16-d64-raw" in names
+    assert "m" in names
+
+
+def test_file_hash_is_sha256(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(b"abc")
+    assert file_hash(path).startswith("ba7816bf8f01cfea414140de5dae2223")
