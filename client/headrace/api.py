@@ -168,8 +168,10 @@ def _local_model(config: EmbedConfig, counters: Counters) -> Iterator[tuple[Conn
             normalize=config.normalize,
         )
     start = time.perf_counter()
-    with Server(find_triton(), config.repository, [entry.contract.name]) as server:
-        connection = connect(server.endpoints.grpc, [entry.contract.name])
+    # The server has no other client, so there is nothing to drain when the run is over.
+    names = [entry.contract.name]
+    with Server(find_triton(), config.repository, names, drain=False) as server:
+        connection = connect(server.endpoints.grpc, names)
         counters.seconds["start"] += time.perf_counter() - start
         try:
             yield connection, config.tokenizer or entry.folder / TOKENIZER_FILE

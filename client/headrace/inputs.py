@@ -7,13 +7,10 @@ and keep what was looked at.
 
 from __future__ import annotations
 
-import os
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ import pyarrow.fs as pafs
 from headrace.config import Format, FormatChoice
 from headrace.decompress import ENDINGS, Stored, compression, decompress, one_line
 from headrace.errors import DamagedInputError, EnvironmentError_, UsageError
+from headrace.paths import Found, expand
 
 BOM = b"\xef\xbb\xbf"
 _FORMATS: dict[str, Format] = {
@@ -37,8 +35,6 @@ _FORMATS: dict[str, Format] = {
 }
 _PARQUET = b"PAR1"
 _SNIFF_MAX = 256 << 10  # a zstd block has at most 128 KiB, and nothing of it shows before its end
-_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_MAGIC = re.compile(r"[*?\[]")
 _ARRAY = "holds a JSON array, not one object a line; convert it with: jq -c '.[]'"
 
 
@@ -90,14 +86,6 @@ class _Late:
             self._file.close()
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    name: str
-    filesystem: Any
-    info: Any
-    in_folder: bool = False
-
-
 def find_inputs(
     inputs: Sequence[str],
     *,
@@ -127,7 +115,7 @@ def find_inputs(
             found.append(_check_stream("<stdin>", getattr(stdin, "raw", stdin), format))
             continue
         with _explained(given):
-            found += [_check(file, format) for file in _expand(given)]
+            found += [_check(file, format) for file in expand(given)]
     return found
 
 
@@ -151,88 +139,7 @@ def _explained(name: str) -> Iterator[None]:
         raise EnvironmentError_(f"{name}: cannot be read: {one_line(error)}") from error
 
 
-def _expand(given: str) -> Iterator[_Found]:
-    filesystem, path, root, inside = pafs.LocalFileSystem(), given, "", ""
-    wild = _MAGIC.search(given)
-    if _URI.match(given):
-        # In a URI the '?' begins the store's own options.
-        location, mark, options = given.partition("?")
-        wild = _MAGIC.search(location)
-        root = location[: location.rindex("/", 0, wild.start())] if wild else location
-        filesystem, inside = pafs.FileSystem.from_uri(root + mark + options)
-        path = inside = inside.rstrip("/") or "/"
-        if wild:
-            path = inside + location[len(root) :]
-    info = filesystem.get_file_info(path)
-    if info.type == pafs.FileType.Directory:
-        found = list(_walk(filesystem, path.rstrip("/") or "/", ()))
-        if not found:
-            raise UsageError(f"{given}: the folder holds no file to read; check the path")
-    elif info.type != pafs.FileType.NotFound:
-        found = [info]
-    elif wild:
-        found = list(_glob(filesystem, path))
-        if not found:
-            raise UsageError(f"{given}: no file matches; check the pattern")
-    else:
-        raise FileNotFoundError(given)
-    for file in sorted(found, key=lambda info: str(info.path)):
-        name = root.rstrip("/") + file.path[len(inside) :] if root else file.path
-        yield _Found(name, filesystem, file, info.type == pafs.FileType.Directory)
-
-
-def _walk(filesystem: Any, folder: str, above: tuple[str, ...]) -> Iterator[Any]:
-    """Yields the files beneath a folder; a link to one of the folders above is not followed."""
-    local = isinstance(filesystem, pafs.LocalFileSystem)
-    here = os.path.realpath(folder) if local else folder
-    if here in above:
-        return
-    for entry in filesystem.get_file_info(pafs.FileSelector(folder)):
-        if entry.base_name.startswith((".", "_")):
-            continue
-        if entry.type == pafs.FileType.Directory:
-            yield from _walk(filesystem, entry.path, (*above, here))
-        else:
-            yield entry
-
-
-def _glob(filesystem: Any, pattern: str) -> Iterator[Any]:
-    """Yields the files that match; wildcards match no leading dot unless they spell it."""
-    parts = [part for part in pattern.split("/") if part]
-    fixed = next(i for i, part in enumerate(parts) if _MAGIC.search(part))
-    base = ("/" if pattern.startswith("/") else "") + "/".join(parts[:fixed])
-    yield from _match(filesystem, base, parts[fixed:])
-
-
-def _match(filesystem: Any, base: str, parts: list[str]) -> Iterator[Any]:
-    part, rest = parts[0], parts[1:]
-    if part == "**":
-        yield from _match(filesystem, base, rest or ["*"])
-    elif not _MAGIC.search(part):
-        # A fixed name after a wildcard needs no listing, and may be hidden.
-        entry = filesystem.get_file_info(f"{base}/{part}" if base else part)
-        if rest and entry.type == pafs.FileType.Directory:
-            yield from _match(filesystem, entry.path, rest)
-        elif not rest and entry.type not in (pafs.FileType.NotFound, pafs.FileType.Directory):
-            yield entry
-        return
-    entries = filesystem.get_file_info(pafs.FileSelector(base or ".", allow_not_found=True))
-    for entry in entries:
-        is_folder = entry.type == pafs.FileType.Directory
-        hidden = entry.base_name.startswith(".") and not part.startswith(".")
-        path = entry.path if base else entry.base_name
-        if hidden or (part != "**" and not fnmatchcase(entry.base_name, part)):
-            continue
-        if part == "**":
-            if is_folder:
-                yield from _match(filesystem, path, parts)
-        elif rest and is_folder:
-            yield from _match(filesystem, path, rest)
-        elif not rest and not is_folder:
-            yield entry if base else filesystem.get_file_info(path)
-
-
-def _check(file: _Found, choice: FormatChoice) -> Input:
+def _check(file: Found, choice: FormatChoice) -> Input:
     name, path, found = file.name, str(file.info.path), file.info.type
     local = isinstance(file.filesystem, pafs.LocalFileSystem)
     with _explained(name):

@@ -24,6 +24,7 @@ from headrace_launcher.triton import TritonInstallation
 
 STARTUP_SECONDS = 300.0
 STOP_SECONDS = 15.0
+KILL_SECONDS = 5.0
 SHM = Path("/dev/shm")  # noqa: S108 -- where Linux keeps POSIX shared memory
 _SHM_PREFIX = "headrace_stub_"
 _PR_SET_PDEATHSIG = 1
@@ -50,6 +51,7 @@ class Server:
         grpc_port: 0 takes a free one.
         http_port: 0 takes a free one, None serves no HTTP and no metrics.
         metrics_port: 0 takes a free one; ignored without HTTP.
+        drain: whether a stop lets requests of others finish (some seconds) or ends it at once.
 
     Raises:
         ServerError: from :meth:`start`, if the server does not become ready.
@@ -65,11 +67,13 @@ class Server:
         grpc_port: int = 0,
         http_port: int | None = None,
         metrics_port: int = 0,
+        drain: bool = True,
     ) -> None:
         self._triton = triton
         self._repository = repository
         self._models = tuple(models)
         self._host = host
+        self._drain = drain
         self._ports = (grpc_port, http_port, metrics_port)
         self._process: subprocess.Popen[bytes] | None = None
         self._shm_prefix = f"{_SHM_PREFIX}{os.getpid()}_{secrets.token_hex(4)}_"
@@ -207,17 +211,21 @@ class Server:
         process, self._process = self._process, None
         if process is None:
             return
-        if process.poll() is None:
+        if self._drain and process.poll() is None:
             process.terminate()
             try:
                 process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 pass
         # The session's remaining members are the models' own processes.
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        deadline = time.monotonic() + KILL_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                break
+            process.poll()  # reaps the leader, which counts as a member until then
+            time.sleep(0.01)
         process.wait()
 
 

@@ -52,10 +52,14 @@ def output_errors(path: Path, *, size: int = 0) -> Iterator[None]:
 
 
 def _room(path: Path, size: int) -> str:
-    facts = [f"the next {size / _MIB:.1f} MiB do not fit"] if size else []
+    facts = [f"the next {_human(size)} do not fit"] if size else []
     with suppress(OSError):
-        facts.append(f"{shutil.disk_usage(path.parent).free / _MIB:.1f} MiB are free on the disk")
+        facts.append(f"{_human(shutil.disk_usage(path.parent).free)} are free on the disk")
     return f" ({', '.join(facts)})" if facts else ""
+
+
+def _human(size: int) -> str:
+    return f"{size / _MIB:,.1f} MiB" if size >= _MIB else f"{size:,} bytes"
 
 
 def sync_folder(folder: Path) -> None:

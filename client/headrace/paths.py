@@ -1,0 +1,137 @@
+"""What the user names -> the files that it stands for, on any ``pyarrow.fs`` file system."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from headrace.errors import UsageError
+
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_MAGIC = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One file that was found.
+
+    Attributes:
+        name: the file as shown to the user.
+        filesystem: the ``pyarrow.fs.FileSystem``.
+        info: its ``pyarrow.fs.FileInfo`` there.
+        in_folder: whether it is there for lying in a folder that was named.
+    """
+
+    name: str
+    filesystem: Any
+    info: Any
+    in_folder: bool
+
+
+def expand(given: str) -> Iterator[Found]:
+    """Yields the files that a path, a folder, a glob or a URI stands for, sorted by path.
+
+    A path that exists is no glob. Folders are read recursively, without the names that begin
+    with ``.`` or ``_``; wildcards match no leading dot unless they spell it.
+
+    Raises:
+        UsageError: a folder or a glob stands for nothing.
+        OSError: there is no such file, or a folder cannot be listed.
+        pyarrow.ArrowInvalid: the URI is of no known kind.
+    """
+    filesystem, path, root, inside = pafs.LocalFileSystem(), given, "", ""
+    wild = _MAGIC.search(given)
+    if _URI.match(given):
+        # In a URI the '?' begins the store's own options.
+        location, mark, options = given.partition("?")
+        wild = _MAGIC.search(location)
+        root = location[: location.rindex("/", 0, wild.start())] if wild else location
+        filesystem, inside = pafs.FileSystem.from_uri(root + mark + options)
+        path = inside = inside.rstrip("/") or "/"
+        if wild:
+            path = inside + location[len(root) :]
+    info = filesystem.get_file_info(path)
+    if info.type == pafs.FileType.Directory:
+        found = list(_walk(filesystem, path.rstrip("/") or "/", ()))
+        if not found:
+            raise UsageError(f"{given}: the folder holds no file to read; check the path")
+    elif info.type != pafs.FileType.NotFound:
+        found = [info]
+    elif wild:
+        found = list(_glob(filesystem, path))
+        if not found:
+            raise UsageError(f"{given}: no file matches; check the pattern")
+    else:
+        raise FileNotFoundError(given)
+    for file in sorted(found, key=lambda info: str(info.path)):
+        name = root.rstrip("/") + file.path[len(inside) :] if root else file.path
+        yield Found(name, filesystem, file, info.type == pafs.FileType.Directory)
+
+
+def _list(filesystem: Any, folder: str) -> list[Any]:
+    """Lists a folder; links to nothing, which pyarrow leaves out, are listed as not found."""
+    entries = list(filesystem.get_file_info(pafs.FileSelector(folder or ".")))
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        inside = Path(folder).iterdir()
+        lost = [str(path) for path in inside if path.is_symlink() and not path.exists()]
+        entries += filesystem.get_file_info(lost)
+    return entries
+
+
+def _walk(filesystem: Any, folder: str, above: tuple[str, ...]) -> Iterator[Any]:
+    """Yields the files beneath a folder; a link to one of the folders above is not followed."""
+    local = isinstance(filesystem, pafs.LocalFileSystem)
+    here = os.path.realpath(folder) if local else folder
+    if here in above:
+        return
+    for entry in _list(filesystem, folder):
+        if entry.base_name.startswith((".", "_")):
+            continue
+        if entry.type == pafs.FileType.Directory:
+            yield from _walk(filesystem, entry.path, (*above, here))
+        else:
+            yield entry
+
+
+def _glob(filesystem: Any, pattern: str) -> Iterator[Any]:
+    """Yields the files that match; wildcards match no leading dot unless they spell it."""
+    parts = [part for part in pattern.split("/") if part]
+    fixed = next(i for i, part in enumerate(parts) if _MAGIC.search(part))
+    base = ("/" if pattern.startswith("/") else "") + "/".join(parts[:fixed])
+    yield from _match(filesystem, base, parts[fixed:])
+
+
+def _match(filesystem: Any, base: str, parts: list[str]) -> Iterator[Any]:
+    part, rest = parts[0], parts[1:]
+    if part == "**":
+        yield from _match(filesystem, base, rest or ["*"])
+    elif not _MAGIC.search(part):
+        # A fixed name after a wildcard needs no listing, and may be hidden.
+        entry = filesystem.get_file_info(f"{base}/{part}" if base else part)
+        if rest and entry.type == pafs.FileType.Directory:
+            yield from _match(filesystem, entry.path, rest)
+        elif not rest and entry.type not in (pafs.FileType.NotFound, pafs.FileType.Directory):
+            yield entry
+        return
+    if filesystem.get_file_info(base or ".").type != pafs.FileType.Directory:
+        return
+    for entry in _list(filesystem, base):
+        is_folder = entry.type == pafs.FileType.Directory
+        hidden = entry.base_name.startswith(".") and not part.startswith(".")
+        path = entry.path if base else entry.base_name
+        if hidden or (part != "**" and not fnmatchcase(entry.base_name, part)):
+            continue
+        if part == "**":
+            if is_folder:
+                yield from _match(filesystem, path, parts)
+        elif rest and is_folder:
+            yield from _match(filesystem, path, rest)
+        elif not rest and not is_folder:
+            yield entry if base else filesystem.get_file_info(path)

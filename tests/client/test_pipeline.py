@@ -1,0 +1,275 @@
+"""The whole client but for the network: files in, files out, through a fake transport."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from client.fakes import FakeTransport, vector_of
+from headrace import pipeline
+from headrace.config import EmbedConfig
+from headrace.contract import file_hash
+from headrace.errors import BadRowError, DamagedInputError, ServerError, UsageError
+from headrace.inputs import find_inputs
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+DIMENSION = 8
+
+
+@pytest.fixture(scope="session")
+def tokenizer_path(model_folder):
+    return model_folder / "tokenizer.json"
+
+
+@pytest.fixture(scope="session")
+def reference(tokenizer_path):
+    tokenizer = Tokenizer.from_file(str(tokenizer_path))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(64)
+    return tokenizer
+
+
+@pytest.fixture
+def run(make_contract, tokenizer_path, tmp_path):
+    """Runs the pipeline on inputs; returns the report, the damage and the transport."""
+
+    def go(*inputs, output="out.npy", contract=None, transport=None, **changes):
+        contract = make_contract(
+            tokenizer_hash=file_hash(tokenizer_path), dimension=DIMENSION, **(contract or {})
+        )
+        fake = transport or FakeTransport(contract)
+        connection = SimpleNamespace(
+            contract=contract, server="fake:1", open_transport=lambda choice: (fake, "a test")
+        )
+        config = EmbedConfig(
+            inputs=tuple(str(each) for each in inputs),
+            output=tmp_path / output,
+            model="small",
+            quiet=True,
+            **changes,
+        )
+        found = find_inputs(config.inputs, format=config.format)
+        report, damage = pipeline.run(config, connection, tokenizer_path, found)
+        assert fake.closed
+        return report, damage, fake
+
+    return go
+
+
+def want(reference, texts, prompt=""):
+    return np.stack([vector_of(reference.encode(prompt + text).ids, DIMENSION) for text in texts])
+
+
+def jsonl(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    texts=st.lists(st.text("ab \té", max_size=60), max_size=40),
+    block_rows=st.integers(1, 9),
+    block_bytes=st.integers(1, 500),
+)
+def test_row_i_of_the_output_is_record_i_of_the_input(
+    run, reference, tmp_path, texts, block_rows, block_bytes
+):
+    source = jsonl(tmp_path / "in.jsonl", [{"text": text} for text in texts])
+    report, damage, fake = run(
+        source, overwrite=True, block_rows=block_rows, block_bytes=block_bytes
+    )
+    vectors = np.load(tmp_path / "out.npy")
+    assert vectors.shape == (len(texts), DIMENSION)
+    assert damage is None
+    assert report.rows == len(texts)
+    assert fake.most_in_flight <= fake.slots
+    if texts:
+        np.testing.assert_array_equal(vectors, want(reference, texts))
+
+
+def test_bad_rows_are_kept_as_nan_and_described(run, reference, tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"text": "a"}\n{"text": 5}\n\n{"nothing": 1}\nnot json\n{"text": "b c"}\n')
+    report, _, _ = run(source)
+    vectors = np.load(tmp_path / "out.npy")
+    assert np.isnan(vectors).all(axis=1).tolist() == [False, True, True, True, False]
+    np.testing.assert_array_equal(vectors[[0, 4]], want(reference, ["a", "b c"]))
+    errors = [json.loads(line) for line in open(report.errors_file)]
+    assert [(e["line"], e["row"]) for e in errors] == [(2, 1), (4, 2), (5, 3)]
+    assert all(e["file"] == str(source) and e["reason"] for e in errors)
+    assert (report.rows, report.bad_rows) == (5, 3)
+
+
+def test_skip_leaves_bad_rows_out_and_keeps_the_ids(run, reference, tmp_path):
+    source = jsonl(
+        tmp_path / "in.jsonl",
+        [{"id": "x", "text": "a"}, {"id": "y", "text": None}, {"id": "z", "text": "b"}],
+    )
+    report, _, _ = run(source, output="out.parquet", on_error="skip")
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table["id"].to_pylist() == ["x", "z"]
+    np.testing.assert_array_equal(np.array(table["embedding"].to_pylist()), want(reference, "ab"))
+    assert (report.rows, report.bad_rows) == (2, 1)
+
+
+def test_skip_keeps_the_record_numbers_of_rows_without_ids(run, tmp_path):
+    source = jsonl(tmp_path / "in.jsonl", [{"text": t} for t in ("a", None, "b", 3, "c")])
+    run(source, output="out.parquet", on_error="skip", block_rows=2)
+    assert pq.read_table(tmp_path / "out.parquet")["id"].to_pylist() == [0, 2, 4]
+
+
+def test_fail_stops_at_the_first_bad_row_and_leaves_nothing(run, tmp_path):
+    source = jsonl(tmp_path / "in.jsonl", [{"text": "a"}, {"text": 1}, {"text": 2}])
+    with pytest.raises(BadRowError, match=r"in\.jsonl, line 2: .*number"):
+        run(source, on_error="fail")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("records", "settings", "ids", "type_"),
+    [
+        ([{"id": 7, "text": "a"}, {"id": 8, "text": "b"}], {}, [7, 8], pa.int64()),
+        ([{"id": "7", "text": "a"}, {"text": "b"}], {}, ["7", None], pa.string()),
+        ([{"text": "a"}, {"id": 1, "text": "b"}], {}, [0, 1], pa.int64()),
+        ([{"key": {"n": 3}, "text": "a"}], {"id_field": "key.n"}, [3], pa.int64()),
+        ([{"id": 7, "text": "a"}], {"id_type": "string"}, ["7"], pa.string()),
+        ([{"text": "a"}], {"id_field": "none"}, [None], pa.string()),
+    ],
+)
+def test_ids(run, tmp_path, records, settings, ids, type_):
+    source = jsonl(tmp_path / "in.jsonl", records)
+    run(source, output="out.parquet", **settings)
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table["id"].to_pylist() == ids
+    assert table.schema.field("id").type == type_
+
+
+def test_an_id_of_another_type_names_its_line_and_the_remedy(run, tmp_path):
+    source = jsonl(tmp_path / "in.jsonl", [{"id": 1, "text": "a"}, {"id": "b", "text": "b"}])
+    with pytest.raises(UsageError, match="--id-type string"):
+        run(source, output="out.parquet")
+
+
+def test_parquet_in_keeps_the_id_columns_type(run, reference, tmp_path):
+    source = tmp_path / "in.parquet"
+    pq.write_table(
+        pa.table({"id": pa.array([3, 1, 2], pa.int16()), "text": ["a", None, "c"]}), source
+    )
+    report, _, _ = run(source, output="out.parquet")
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table["id"].to_pylist() == [3, 1, 2]
+    assert table.schema.field("id").type == pa.int16()
+    assert table["embedding"].to_pylist()[1] is None
+    assert report.bad_rows == 1
+
+
+def test_damage_keeps_the_rows_before_it(run, reference, tmp_path):
+    import zlib
+
+    source = tmp_path / "in.jsonl.gz"
+    texts = [f"text {row}" for row in range(2000)]
+    data = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+    packer = zlib.compressobj(wbits=31)
+    source.write_bytes((packer.compress(data) + packer.flush())[:-500])
+    report, damage, _ = run(source, block_rows=100)
+    assert isinstance(damage, DamagedInputError)
+    assert str(source) in str(damage)
+    assert report.damage == str(damage)
+    vectors = np.load(tmp_path / "out.npy")
+    assert 0 < len(vectors) == report.rows < 2000
+    np.testing.assert_array_equal(vectors, want(reference, texts[: len(vectors)]))
+
+
+def test_a_failing_server_leaves_nothing_behind(run, make_contract, tmp_path):
+    source = jsonl(tmp_path / "in.jsonl", [{"text": "word " * row} for row in range(60)])
+    broken = FakeTransport(make_contract(), fail_at=4)
+    with pytest.raises(ServerError, match="planted"):
+        run(source, transport=broken)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl"]
+    assert broken.closed
+
+
+def test_prompts(run, reference, tmp_path):
+    source = jsonl(tmp_path / "in.jsonl", [{"text": "a"}, {"text": "b"}])
+    contract = {"prompts": {"query": "query: ", "document": "passage: "}}
+    for settings, text in (
+        ({}, ""),
+        ({"prompt": "so: "}, "so: "),
+        ({"prompt_name": "document"}, "passage: "),
+        ({"contract": contract | {"default_prompt": "query"}}, "query: "),
+        ({"contract": contract | {"default_prompt": "query"}, "prompt": ""}, ""),
+    ):
+        report, _, _ = run(source, overwrite=True, **({"contract": contract} | settings))
+        assert report.prompt == text
+        np.testing.assert_array_equal(
+            np.load(tmp_path / "out.npy"), want(reference, ["a", "b"], text)
+        )
+        assert (repr(text) in report.summary()) == bool(text)
+    with pytest.raises(UsageError, match="document, query"):
+        run(source, prompt_name="title", contract=contract, output="other.npy")
+
+
+def test_max_length_counts_truncated_rows(run, tmp_path):
+    source = jsonl(tmp_path / "in.jsonl", [{"text": "a b c d"}, {"text": "a b"}])
+    report, _, _ = run(source, max_length=4)
+    assert report.truncated_rows == 1
+    assert np.load(tmp_path / "out.npy")[:, 0].tolist() == [4, 4]
+    with pytest.raises(UsageError, match="at most 128"):
+        run(source, max_length=129, output="other.npy")
+
+
+def test_truncate_dim_normalises_again(run, tmp_path):
+    source = jsonl(tmp_path / "in.jsonl", [{"text": "a b c d"}])
+    run(source, truncate_dim=3)
+    vector = np.load(tmp_path / "out.npy")[0]
+    assert vector.shape == (3,)
+    np.testing.assert_allclose(np.linalg.norm(vector), 1, rtol=1e-6)
+    with pytest.raises(UsageError, match="only 8"):
+        run(source, truncate_dim=9, output="other.npy")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [({"normalize": False}, "--no-normalize"), ({"precision": "bf16"}, "--precision bf16")],
+)
+def test_what_the_server_cannot_do_is_refused(run, tmp_path, settings, said):
+    source = jsonl(tmp_path / "in.jsonl", [{"text": "a"}])
+    with pytest.raises(UsageError, match=said):
+        run(source, **settings)
+
+
+def test_no_rows_give_an_empty_file(run, tmp_path):
+    (tmp_path / "in.jsonl").write_text("\n \n")
+    report, _, _ = run(tmp_path / "in.jsonl")
+    assert np.load(tmp_path / "out.npy").shape == (0, DIMENSION)
+    assert report.rows == 0
+    run(tmp_path / "in.jsonl", output="out.parquet")
+    assert pq.read_table(tmp_path / "out.parquet").num_rows == 0
+
+
+def test_half_precision_output(run, reference, tmp_path):
+    source = jsonl(tmp_path / "in.jsonl", [{"text": "a"}])
+    run(source, dtype="float16")
+    vectors = np.load(tmp_path / "out.npy")
+    assert vectors.dtype == np.float16
+    np.testing.assert_array_equal(vectors, want(reference, ["a"]).astype(np.float16))
+
+
+def test_the_report_adds_up(run, reference, tmp_path):
+    texts = ["a", "b c d", "e f"]
+    source = jsonl(tmp_path / "in.jsonl", [{"text": text} for text in texts])
+    report, _, fake = run(source)
+    assert report.tokens == sum(len(reference.encode(text).ids) for text in texts)
+    assert report.batches == fake.sent
+    assert 0 <= report.padding < 1
+    assert report.seconds > 0
+    read = json.loads(report.to_json())
+    assert read["rows"] == 3
+    assert read["inputs"] == [str(source)]
+    assert "3 rows" in report.summary()
