@@ -9,8 +9,7 @@ from headrace.config import EmbedConfig
 from headrace.contract import Contract
 from headrace.errors import UsageError
 from headrace.feeder import Embedded
-from headrace.errorsfile import ErrorsFile
-from headrace.sinks import Sink, open_sink
+from headrace.sinks import ErrorsFile, Sink, open_sink
 
 
 class Output:

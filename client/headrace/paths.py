@@ -65,7 +65,7 @@ def expand(given: str) -> Iterator[Found]:
     elif info.type != pafs.FileType.NotFound:
         found = [info]
     elif wild:
-        found = list(_glob(filesystem, path))
+        found = list({match.path: match for match in _glob(filesystem, path)}.values())
         if not found:
             raise UsageError(f"{given}: no file matches; check the pattern")
     else:
@@ -85,17 +85,21 @@ def _list(filesystem: Any, folder: str) -> list[Any]:
     return entries
 
 
+def _real(filesystem: Any, folder: str) -> str:
+    local = isinstance(filesystem, pafs.LocalFileSystem)
+    return os.path.realpath(folder) if local else folder
+
+
 def _walk(filesystem: Any, folder: str, above: tuple[str, ...]) -> Iterator[Any]:
     """Yields the files beneath a folder; a link to one of the folders above is not followed."""
-    local = isinstance(filesystem, pafs.LocalFileSystem)
-    here = os.path.realpath(folder) if local else folder
-    if here in above:
+    above = (*above, _real(filesystem, folder))
+    if above[-1] in above[:-1]:
         return
     for entry in _list(filesystem, folder):
         if entry.base_name.startswith((".", "_")):
             continue
         if entry.type == pafs.FileType.Directory:
-            yield from _walk(filesystem, entry.path, (*above, here))
+            yield from _walk(filesystem, entry.path, above)
         else:
             yield entry
 
@@ -108,9 +112,14 @@ def _glob(filesystem: Any, pattern: str) -> Iterator[Any]:
     yield from _match(filesystem, base, parts[fixed:])
 
 
-def _match(filesystem: Any, base: str, parts: list[str]) -> Iterator[Any]:
+def _match(
+    filesystem: Any, base: str, parts: list[str], above: tuple[str, ...] = ()
+) -> Iterator[Any]:
     part, rest = parts[0], parts[1:]
     if part == "**":
+        above = (*above, _real(filesystem, base or "."))
+        if above[-1] in above[:-1]:
+            return
         yield from _match(filesystem, base, rest or ["*"])
     elif not _MAGIC.search(part):
         # A fixed name after a wildcard needs no listing, and may be hidden.
@@ -130,7 +139,7 @@ def _match(filesystem: Any, base: str, parts: list[str]) -> Iterator[Any]:
             continue
         if part == "**":
             if is_folder:
-                yield from _match(filesystem, path, parts)
+                yield from _match(filesystem, path, parts, above)
         elif rest and is_folder:
             yield from _match(filesystem, path, rest)
         elif not rest and not is_folder:

@@ -19,7 +19,7 @@ from headrace.inputs import BOM, Input, find_inputs, total_bytes
 
 __all__ = ["Block", "Input", "column_type", "find_inputs", "read_blocks", "total_bytes"]
 
-_LINE_MAX = 1 << 30  # an Arrow string column holds 2 GiB
+_LINE_MAX = (1 << 29) - 1  # read doubling; an Arrow string column holds 2 GiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def read_blocks(
 
     Raises:
         UsageError: at once, where a Parquet file lacks a column or has it in another type; or
-            while reading, where a line is longer than 1 GiB.
+            while reading, where a line is too long (512 MiB).
         DamagedInputError: while reading, after the blocks of all complete records before it.
     """
     wanted = tuple(dict.fromkeys(columns))
@@ -119,25 +119,20 @@ def _read_lines(
                 window = window[: window.rfind(b"\n") + 1]
             start = 0
             for stop, lines, rows in _cut(window, kind, block_bytes, block_rows, ended=ended):
-                if stop - start > _LINE_MAX and rows == 1:
-                    _refuse_line(item, line)
                 if rows:
                     offset = stored.offset - (len(window) - stop if plain else 0)
                     yield _Piece(window[start:stop], line, rows, offset)
                 start, line = stop, line + lines
             rest = window[start:]
             if len(rest) > max(_LINE_MAX, 2 * block_bytes):
-                _refuse_line(item, line)
+                raise UsageError(
+                    f"{item.name}, line {line}: longer than {_LINE_MAX >> 20} MiB; "
+                    "is this a file of lines?"
+                )
     finally:
         stored.close()
     if damage:
         raise damage
-
-
-def _refuse_line(item: Input, line: int) -> None:
-    raise UsageError(
-        f"{item.name}, line {line}: longer than {_LINE_MAX >> 20} MiB; is this a file of lines?"
-    )
 
 
 def _without_bom(chunks: Iterator[bytes]) -> Iterator[bytes]:

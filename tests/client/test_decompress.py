@@ -1,6 +1,7 @@
 import gzip
 import random
 import zlib
+from contextlib import suppress
 from io import BytesIO
 
 import pytest
@@ -144,9 +145,10 @@ def test_corrupt_gzip_gives_all_before_the_bad_byte():
     data[half:] = random.Random(2).randbytes(len(data) - half)
     reader, expected = zlib.decompressobj(31), b""
     offset = 0
-    with pytest.raises(zlib.error):
+    with suppress(zlib.error):
         for offset in range(len(data)):
             expected += reader.decompress(data[offset : offset + 1])
+    assert offset < len(data) - 1
     got, damage = delivered(bytes(data))
     assert (got, damage.offset) == (expected, offset)
     assert len(got) > len(content) // 3

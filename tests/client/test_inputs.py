@@ -79,6 +79,7 @@ def test_link_back_to_a_parent_is_not_followed(folder):
     Path("d/e/loop").symlink_to(folder / "d")
     Path("d/link").symlink_to("e")
     assert names("d") == ["d/e/x.jsonl", "d/link/x.jsonl"]
+    assert names("d/**") == names("**/**/*.jsonl") == ["d/e/x.jsonl", "d/link/x.jsonl"]
 
 
 def test_broken_link_in_a_folder(folder):
@@ -86,6 +87,8 @@ def test_broken_link_in_a_folder(folder):
     Path("d/y.jsonl").symlink_to("nowhere")
     with pytest.raises(UsageError, match=r"d/y\.jsonl: no such file"):
         names("d")
+    with pytest.raises(UsageError, match=r"d/y\.jsonl: no such file"):
+        names("d/*.jsonl")
 
 
 def test_empty_folder(folder):
@@ -263,7 +266,7 @@ def test_stdin_refused(monkeypatch, folder):
 def test_slow_stdin_is_sniffed_by_its_first_bytes(monkeypatch):
     read, write = os.pipe()
     os.write(write, JSONL)
-    with open(read, "rb") as pipe:
+    with os.fdopen(read, "rb") as pipe:
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=pipe))
         (found,) = find_inputs(["-"])
         assert found.format == "jsonl"

