@@ -114,7 +114,7 @@ def embed(  # noqa: D417 -- the options describe themselves
         ),
     ] = _DEFAULTS["id_field"],
     id_type: Annotated[
-        IdType, typer.Option(help="Type of JSONL ids in the output; auto: by the first record.")
+        IdType, typer.Option(help="Type of JSONL ids in the output; auto: by the first block.")
     ] = _DEFAULTS["id_type"],
     format: Annotated[  # noqa: A002 -- the option's name
         FormatChoice, typer.Option(help="Format of the inputs; auto: by content and name.")

