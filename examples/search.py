@@ -15,8 +15,9 @@ import tempfile
 import textwrap
 from pathlib import Path
 
-import headrace
 import numpy as np
+
+import headrace
 
 QUERIES = (
     "Why do volcanoes erupt?",
@@ -26,6 +27,7 @@ QUERIES = (
 
 
 def main() -> int:
+    """Embeds the queries and prints the nearest passages of each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("passages", type=Path)
     parser.add_argument("embeddings", type=Path)

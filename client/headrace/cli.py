@@ -45,9 +45,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_DEFAULTS: dict[str, Any] = {
-    each.name: each.default for each in dataclasses.fields(EmbedConfig)
-}
+_DEFAULTS: dict[str, Any] = {each.name: each.default for each in dataclasses.fields(EmbedConfig)}
 
 
 class Terminated(KeyboardInterrupt):
@@ -84,7 +82,7 @@ def _root(
 
 
 @app.command()
-def embed(  # noqa: D417 -- the options describe themselves
+def embed(
     inputs: Annotated[
         list[str],
         typer.Argument(
@@ -317,8 +315,7 @@ def _launcher() -> Iterator[None]:
         yield
     except ImportError as error:
         raise MissingDependencyError(
-            f"this needs {error.name}, which is not installed; "
-            f"pip install 'headrace[launcher,cpu]'"
+            f"this needs {error.name}, which is not installed; pip install 'headrace[launcher,cpu]'"
         ) from error
 
 

@@ -97,7 +97,7 @@ class EmbedConfig:
         ):
             if value is not None and value < least:
                 raise UsageError(f"{option} must be at least {least}, not {value}")
-        for option, value, choices in (
+        for option, chosen, choices in (
             ("--format", self.format, FormatChoice),
             ("--id-type", self.id_type, IdType),
             ("--dtype", self.dtype, Dtype),
@@ -106,5 +106,6 @@ class EmbedConfig:
             ("--transport", self.transport, TransportChoice),
             ("--on-error", self.on_error, OnError),
         ):
-            if value not in get_args(choices):
-                raise UsageError(f"{option} must be one of {', '.join(get_args(choices))}, not {value!r}")
+            if chosen not in get_args(choices):
+                known = ", ".join(get_args(choices))
+                raise UsageError(f"{option} must be one of {known}, not {chosen!r}")

@@ -12,8 +12,6 @@ import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from headrace.errors import ServerError
-
 SCHEMA_VERSION = 1
 PARAMETER = "headrace"
 INPUT_IDS = "input_ids"
@@ -99,27 +97,27 @@ class Contract:
         """Reads what :meth:`to_json` wrote.
 
         Raises:
-            ServerError: the text is not a contract of this schema version.
+            ValueError: the text is not a contract of this schema version.
         """
         remedy = "rebuild the entry with this version's 'headrace build'"
         try:
             raw = json.loads(text)
             version = raw["schema_version"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ServerError(f"the model's headrace settings are unreadable; {remedy}") from error
+            raise ValueError(f"the model's headrace settings are unreadable; {remedy}") from error
         if version != SCHEMA_VERSION:
-            raise ServerError(
+            raise ValueError(
                 f"the model's headrace settings are of schema {version}, "
                 f"this client reads schema {SCHEMA_VERSION}; {remedy}"
             )
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(raw) - known):
-            raise ServerError(f"unknown headrace settings {unknown}; {remedy}")
+            raise ValueError(f"unknown headrace settings {unknown}; {remedy}")
         try:
             raw["buckets"] = tuple(Bucket(**bucket) for bucket in raw["buckets"])
             return cls(**raw)
         except (TypeError, KeyError) as error:
-            raise ServerError(f"the model's headrace settings are incomplete; {remedy}") from error
+            raise ValueError(f"the model's headrace settings are incomplete; {remedy}") from error
 
 
 def model_slug(model: str) -> str:

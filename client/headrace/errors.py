@@ -3,7 +3,7 @@
     HeadraceError
     ├── UsageError          2   what was asked for cannot be done as asked
     ├── BadRowError         3   a bad row met with ``--on-error fail``
-    └── EnvironmentError_   4   the machine, a file or a server is not as it must be
+    └── MachineError        4   the machine, a file or a server is not as it must be
         ├── DamagedInputError   a compressed or columnar input breaks off; rows before it are kept
         ├── OutputError         the output cannot be written
         ├── ServerError         the server cannot be found, started, reached, or failed
@@ -41,13 +41,13 @@ class BadRowError(HeadraceError):
     exit_code = EXIT_BAD_ROWS
 
 
-class EnvironmentError_(HeadraceError):
+class MachineError(HeadraceError):
     """The machine, a file or a server is not as it must be."""
 
     exit_code = EXIT_ENVIRONMENT
 
 
-class DamagedInputError(EnvironmentError_):
+class DamagedInputError(MachineError):
     """An input breaks off or is corrupt; the rows before the damage are kept.
 
     Attributes:
@@ -61,13 +61,13 @@ class DamagedInputError(EnvironmentError_):
         self.offset = offset
 
 
-class OutputError(EnvironmentError_):
+class OutputError(MachineError):
     """The output, the errors file or the report cannot be written."""
 
 
-class ServerError(EnvironmentError_):
+class ServerError(MachineError):
     """The Triton server cannot be found, started or reached, or it failed a request."""
 
 
-class MissingDependencyError(EnvironmentError_):
+class MissingDependencyError(MachineError):
     """A package or a shared library that this path needs is not installed."""

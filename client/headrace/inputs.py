@@ -20,7 +20,7 @@ import pyarrow.fs as pafs
 
 from headrace.config import Format, FormatChoice
 from headrace.decompress import ENDINGS, Stored, compression, decompress, one_line
-from headrace.errors import DamagedInputError, EnvironmentError_, UsageError
+from headrace.errors import DamagedInputError, MachineError, UsageError
 from headrace.paths import Found, expand
 
 BOM = b"\xef\xbb\xbf"
@@ -104,7 +104,7 @@ def find_inputs(
 
     Raises:
         UsageError: nothing is there, or what is there cannot be read as asked.
-        EnvironmentError_: a file or a folder exists and cannot be read.
+        MachineError: a file or a folder exists and cannot be read.
     """
     found = []
     for given in inputs:
@@ -132,11 +132,11 @@ def _explained(name: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise UsageError(f"{name}: no such file or folder; check the path") from error
     except PermissionError as error:
-        raise EnvironmentError_(f"{name}: permission denied; make it readable") from error
+        raise MachineError(f"{name}: permission denied; make it readable") from error
     except (pa.ArrowInvalid, NotImplementedError, UnicodeError) as error:
         raise UsageError(f"{name}: cannot be opened: {one_line(error)}") from error
     except OSError as error:
-        raise EnvironmentError_(f"{name}: cannot be read: {one_line(error)}") from error
+        raise MachineError(f"{name}: cannot be read: {one_line(error)}") from error
 
 
 def _check(file: Found, choice: FormatChoice) -> Input:

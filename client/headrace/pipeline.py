@@ -16,11 +16,11 @@ from headrace.config import EmbedConfig
 from headrace.contract import Contract
 from headrace.errors import DamagedInputError, UsageError
 from headrace.feeder import Feeder
+from headrace.inputs import Input, total_bytes
 from headrace.output import Output
 from headrace.prefetch import Prefetch
 from headrace.progress import Counters, ProgressLine
 from headrace.report import Report
-from headrace.inputs import Input, total_bytes
 from headrace.tokenizer import TextTokenizer
 from headrace.transport import Connection, Transport
 
@@ -51,7 +51,7 @@ def run(
     Raises:
         UsageError: the settings do not fit the model or the inputs.
         BadRowError: a bad row was met with ``on_error="fail"``.
-        EnvironmentError_: the server, an input or the output failed; nothing is written then.
+        MachineError: the server, an input or the output failed; nothing is written then.
     """
     contract = connection.contract
     check_settings(config, contract)

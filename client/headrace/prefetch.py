@@ -14,9 +14,9 @@ from headrace.blocks import Block
 from headrace.config import EmbedConfig, IdType
 from headrace.errors import BadRowError, DamagedInputError
 from headrace.feeder import Feeder, Prepared
+from headrace.inputs import Input
 from headrace.progress import Counters
 from headrace.records import detect_id_type
-from headrace.inputs import Input
 from headrace.sources import column_type, read_blocks
 
 DEFAULT_ID_FIELD = "id"
@@ -141,7 +141,7 @@ class Prefetch:
         """The type of the id column, by the first block; None where rows are numbered."""
         if block.format == "text":
             return None
-        if block.format == "parquet":
+        if not isinstance(block.data, bytes):
             return block.data.schema.field(id_field).type
         detected = detect_id_type(block, id_field)
         if detected is None and self._config.id_field is None:

@@ -55,7 +55,7 @@ class Counters:
 
 
 class ProgressLine:
-    """One line on standard error: rewritten in place on a terminal, repeated now and then elsewhere.
+    """One line on standard error: rewritten in place on a terminal, now and then elsewhere.
 
     Args:
         total_bytes: bytes of all inputs as stored, or None where that is not known.

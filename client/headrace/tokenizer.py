@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from headrace.contract import file_hash
-from headrace.errors import EnvironmentError_, UsageError
+from headrace.errors import MachineError, UsageError
 from headrace.tokens import Tokens
 
 # Rows handed to `tokenizers` at once: bounds the memory of its per-token records.
@@ -27,8 +27,8 @@ class TextTokenizer:
         expected_hash: SHA-256 (hex) that the file must have, or None.
 
     Raises:
-        UsageError: the file is not the model's tokenizer, or ``max_length`` leaves no room for text.
-        EnvironmentError_: the file cannot be read.
+        UsageError: the file is not the model's tokenizer, or ``max_length`` leaves no room.
+        MachineError: the file cannot be read.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class TextTokenizer:
         try:
             digest = file_hash(path)
         except OSError as error:
-            raise EnvironmentError_(
+            raise MachineError(
                 f"the tokenizer {path} cannot be read ({error.strerror}); "
                 f"pass the model's tokenizer.json with --tokenizer"
             ) from error

@@ -1,0 +1,1 @@
+"""The launcher: model -> ONNX -> engine -> model repository -> running Triton server."""

@@ -6,11 +6,11 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import headrace_launcher.engines.openvino as openvino
 from headrace.contract import Bucket, Contract, entry_name, file_hash
 from headrace.errors import UsageError
 from headrace_launcher import repository as repo
 from headrace_launcher.encoder import GRAPH_VERSION, build_graph, write_graph
+from headrace_launcher.engines import openvino
 from headrace_launcher.models import Model, find_model
 
 TOKEN_BUDGET = 8192
@@ -63,7 +63,7 @@ def build(
 
     Raises:
         UsageError: the model is not found, or is not one that can be built.
-        EnvironmentError_: the repository cannot be written, or a library is missing.
+        MachineError: the repository cannot be written, or a library is missing.
     """
     found = find_model(model, revision=revision)
     if truncate_dim is not None and truncate_dim > found.dimension:
@@ -75,6 +75,8 @@ def build(
     key = repo.cache_key(
         {
             "contract": replace(contract, name="").to_json(),
+            "config": dict(found.config),
+            "dense": [(layer.activation, layer.out_features) for layer in found.dense],
             "graph": GRAPH_VERSION,
             "hosted": file_hash(repo.HOSTED_MODEL),
         }

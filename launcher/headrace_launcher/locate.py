@@ -13,7 +13,7 @@ from headrace_launcher.modules import read_object
 # The families whose graph is written from safetensors; for these no ONNX file is downloaded.
 SAFETENSORS_FAMILIES = frozenset({"bert", "distilbert", "roberta", "xlm-roberta", "camembert"})
 
-HUB_SECONDS = 5.0  # for the first answer of the hub; downloads have their own limits
+HUB_SECONDS = 3.0  # for the first answer of the hub; downloads have their own limits
 # Never a pickle (.bin, .pt): reading one runs whatever code it holds.
 HUB_FILES = ["*.json", "*.txt", "*.safetensors"]
 HUB_ONNX = ["onnx/model.onnx*"]  # with model.onnx_data or model.onnx.data, without other precisions
@@ -137,7 +137,8 @@ def _from_hub(model: str, revision: str | None) -> Located:
     repository = model if "/" in model else f"sentence-transformers/{model}"
     # The HTTP library's own root error: requests', httpx's or what the hub's client uses next.
     # Errors' texts are not passed on: they may quote what was sent, and so a token.
-    failures = (OSError, *errors.HfHubHTTPError.__bases__)
+    roots = [base for base in errors.HfHubHTTPError.__bases__ if issubclass(base, Exception)]
+    failures: tuple[type[Exception], ...] = (OSError, *roots)
     try:
         info = huggingface_hub.HfApi().model_info(
             repository, revision=revision, timeout=HUB_SECONDS
@@ -158,14 +159,15 @@ def _from_hub(model: str, revision: str | None) -> Located:
         raise UsageError(_not_found(model, repository, why)) from error
     except failures as error:
         return _from_cache(model, repository, revision, error)
+    commit = str(info.sha)
     try:
-        folder = _download(repository, info.sha)
+        folder = _download(repository, commit)
     except failures as error:
         raise UsageError(
             f"the download of {repository} broke off ({type(error).__name__}); run it again, it "
             "goes on where it stopped"
         ) from error
-    return Located(model_id=repository, revision=info.sha, folder=folder)
+    return Located(model_id=repository, revision=commit, folder=folder)
 
 
 def _download(repository: str, commit: str) -> Path:

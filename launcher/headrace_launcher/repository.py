@@ -27,7 +27,7 @@ from headrace.contract import (
     TOKENIZER_FILE,
     Contract,
 )
-from headrace.errors import EnvironmentError_, HeadraceError
+from headrace.errors import MachineError
 
 CONFIG_FILE = "config.pbtxt"
 KEY_PARAMETER = "headrace_key"
@@ -49,7 +49,7 @@ def read_entry(folder: Path) -> tuple[Contract, str] | None:
     try:
         text_format.Parse((folder / CONFIG_FILE).read_text(), config)
         contract = Contract.from_json(config.parameters[PARAMETER].string_value)
-    except (OSError, UnicodeDecodeError, text_format.ParseError, HeadraceError):
+    except (OSError, ValueError, text_format.ParseError):
         return None
     return contract, config.parameters[KEY_PARAMETER].string_value
 
@@ -91,9 +91,9 @@ def publish(
         The entry's folder.
 
     Raises:
-        EnvironmentError_: the repository cannot be written.
+        MachineError: the repository cannot be written.
     """
-    final = repository / config.name
+    final: Path = repository / config.name
     try:
         with tempfile.TemporaryDirectory(dir=repository, prefix=".build-") as scratch:
             fresh = Path(scratch) / "new"
@@ -108,7 +108,7 @@ def publish(
                 final.rename(Path(scratch) / "old")
             fresh.rename(final)
     except OSError as error:
-        raise EnvironmentError_(
+        raise MachineError(
             f"the model repository {repository} cannot be written ({error.strerror or error}); "
             f"make room there or pass another one with --repository"
         ) from error
@@ -120,13 +120,13 @@ def locked(repository: Path) -> Iterator[None]:
     """Makes the repository if it is missing and lets one builder at a time work in it.
 
     Raises:
-        EnvironmentError_: the repository cannot be written.
+        MachineError: the repository cannot be written.
     """
     try:
         repository.mkdir(parents=True, exist_ok=True)
         file = (repository / ".lock").open("w")
     except OSError as error:
-        raise EnvironmentError_(
+        raise MachineError(
             f"the model repository {repository} cannot be written ({error.strerror or error}); "
             f"pass another one with --repository"
         ) from error

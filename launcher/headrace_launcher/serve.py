@@ -20,7 +20,7 @@ def entry_names(models: Sequence[str], repository: Path) -> list[str]:
 
     Raises:
         UsageError: the repository has no entry, or a model is not found.
-        EnvironmentError_: an entry cannot be built.
+        MachineError: an entry cannot be built.
     """
     if models:
         return list(dict.fromkeys(_entry_name(model, repository) for model in models))

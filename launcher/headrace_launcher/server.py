@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -217,10 +218,8 @@ class Server:
             return
         if self._drain and process.poll() is None:
             process.terminate()
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                pass
         # The session's remaining members are the models' own processes.
         deadline = time.monotonic() + KILL_SECONDS
         while time.monotonic() < deadline:
@@ -248,7 +247,7 @@ def _free_port(host: str) -> int:
 
 
 def _environment(triton: TritonInstallation) -> dict[str, str]:
-    """The server's environment: this interpreter first on PATH, so that the stub finds its packages.
+    """The server's environment: this interpreter first on PATH, where the stub looks for packages.
 
     ``VIRTUAL_ENV`` and ``PYTHONHOME`` of the caller's shell would lead the stub elsewhere.
     """

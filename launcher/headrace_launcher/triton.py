@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headrace.contract import file_hash
-from headrace.errors import EnvironmentError_, MissingDependencyError
+from headrace.errors import MachineError, MissingDependencyError
 
 WHEEL = "nvidia-pytriton"
 WHEEL_VERSION = "0.7.0"
@@ -62,7 +62,7 @@ def find_triton() -> TritonInstallation:
 
     Raises:
         MissingDependencyError: this Python has no stub or no shared library.
-        EnvironmentError_: the wheel cannot be had, or is not the one that is expected.
+        MachineError: the wheel cannot be had, or is not the one that is expected.
     """
     if found := shutil.which("tritonserver"):
         binary = Path(found)
@@ -87,7 +87,7 @@ def find_triton() -> TritonInstallation:
 
 
 def _shared_memory_flag(binary: Path) -> tuple[str, ...]:
-    """Servers from 2.68 on refuse clients' shared memory without this flag; older do not know it."""
+    """From 2.68 on servers refuse clients' shared memory without it; older ones do not know it."""
     done = subprocess.run([binary, "--help"], capture_output=True, text=True, check=False)
     known = "--allow-client-shm" in done.stdout + done.stderr
     return ("--allow-client-shm=true",) if known else ()
@@ -139,7 +139,7 @@ def _provision(root: Path) -> None:
         with tempfile.TemporaryDirectory(dir=root.parent, prefix="triton-") as scratch:
             wheel = _wheel(Path(scratch))
             if (digest := file_hash(wheel)) != WHEEL_SHA256:
-                raise EnvironmentError_(
+                raise MachineError(
                     f"{wheel} has SHA-256 {digest}, expected {WHEEL_SHA256}; it is not "
                     f"{WHEEL} {WHEEL_VERSION} as published, so it is not used"
                 )
@@ -156,7 +156,7 @@ def _provision(root: Path) -> None:
 def _wheel(folder: Path) -> Path:
     if given := os.environ.get(WHEEL_VARIABLE):
         if not Path(given).is_file():
-            raise EnvironmentError_(f"{WHEEL_VARIABLE}={given}: there is no such file")
+            raise MachineError(f"{WHEEL_VARIABLE}={given}: there is no such file")
         return Path(given)
     requirement = f"{WHEEL}=={WHEEL_VERSION}"
     command = [
@@ -173,7 +173,7 @@ def _wheel(folder: Path) -> Path:
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode != 0 or not wheels:
         said = [line for line in done.stderr.splitlines() if "ERROR" in line or "No module" in line]
-        raise EnvironmentError_(
+        raise MachineError(
             f"the Triton server could not be downloaded ({'; '.join(said) or 'pip said nothing'}); "
             f"it needs x86-64 Linux with glibc 2.35 or later, pip, and a package index; offline, "
             f"set {WHEEL_VARIABLE} to a copy of the wheel {requirement}"
@@ -209,7 +209,7 @@ def _locked(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("w")
     except OSError as error:
-        raise EnvironmentError_(
+        raise MachineError(
             f"the cache folder {path.parent} cannot be written ({error.strerror}); "
             f"set XDG_CACHE_HOME to one that can"
         ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import numpy as np
+
 from headrace.transport.base import Slot, SlotSize
 
 

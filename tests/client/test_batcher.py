@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from headrace.batcher import fill, plan_batches
 from headrace.contract import Bucket
 from headrace.tokens import Tokens
-from hypothesis import given
-from hypothesis import strategies as st
 
 LENGTHS = st.lists(st.integers(0, 128), max_size=200)
 
@@ -51,7 +52,9 @@ def contract():
 @given(lengths=LENGTHS, data=st.data())
 def test_every_chosen_row_is_in_one_batch_that_obeys_the_contract(contract, lengths, data):
     lengths = np.array(lengths, np.int64)
-    chosen = np.flatnonzero(data.draw(st.lists(st.booleans(), min_size=len(lengths), max_size=len(lengths))))
+    chosen = np.flatnonzero(
+        data.draw(st.lists(st.booleans(), min_size=len(lengths), max_size=len(lengths)))
+    )
     batches = list(plan_batches(lengths, chosen, contract))
     assert sorted(row for batch in batches for row in batch.rows) == list(chosen)
     limits = [-1, 16, 50, 128]
@@ -59,7 +62,7 @@ def test_every_chosen_row_is_in_one_batch_that_obeys_the_contract(contract, leng
         longest = int(lengths[batch.rows].max())
         assert longest <= batch.length < max(1, longest) + contract.pad_multiple
         assert len(batch.rows) == 1 or len(batch.rows) * batch.length <= contract.token_budget
-        inside = [i for i in range(3) if limits[i] < longest <= limits[i + 1]][0]
+        inside = next(i for i in range(3) if limits[i] < longest <= limits[i + 1])
         assert batch.length <= limits[inside + 1]
         assert len(batch.rows) <= contract.buckets[inside].max_batch
         assert int(lengths[batch.rows].min()) > limits[inside]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import get_type_hints
 
 import pytest
+
 from headrace.api import Settings
 from headrace.config import EmbedConfig
 from headrace.errors import UsageError

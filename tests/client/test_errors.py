@@ -5,6 +5,7 @@ import inspect
 import grpc
 import pytest
 import tritonclient.grpc as triton
+
 from headrace import errors
 from headrace.errors import HeadraceError, ServerError
 from headrace.transport.base import server_errors
@@ -29,6 +30,6 @@ def test_every_error_has_an_exit_code_of_its_branch_and_stands_in_the_tree():
     ],
 )
 def test_what_the_client_libraries_raise_becomes_a_server_error(foreign):
-    with pytest.raises(ServerError, match="asking: .*no luck") as caught, server_errors("asking"):
+    with pytest.raises(ServerError, match=r"asking: .*no luck") as caught, server_errors("asking"):
         raise foreign
     assert caught.value.__cause__ is foreign

@@ -12,7 +12,7 @@ import pytest
 import zstandard
 
 from headrace.decompress import decompress
-from headrace.errors import EnvironmentError_, UsageError
+from headrace.errors import MachineError, UsageError
 from headrace.inputs import find_inputs, total_bytes
 
 JSONL = b'{"text": "a"}\n'
@@ -169,7 +169,7 @@ def test_unreadable(folder):
     Path("d").chmod(0)
     try:
         for given in ("a.jsonl", "d"):
-            with pytest.raises(EnvironmentError_, match=f"{given}: permission denied"):
+            with pytest.raises(MachineError, match=f"{given}: permission denied"):
                 names(given)
     finally:
         Path("d").chmod(0o700)
@@ -182,7 +182,7 @@ def test_denied_by_the_file_system(folder, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("headrace.inputs._Late.read", deny)
-    with pytest.raises(EnvironmentError_, match=r"a\.jsonl: permission denied"):
+    with pytest.raises(MachineError, match=r"a\.jsonl: permission denied"):
         names("a.jsonl")
 
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
 from client.fakes import FakeTransport, vector_of
 from headrace import pipeline
 from headrace.config import EmbedConfig
 from headrace.contract import file_hash
 from headrace.errors import BadRowError, DamagedInputError, ServerError, UsageError
 from headrace.inputs import find_inputs
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from tokenizers import Tokenizer
 
 DIMENSION = 8
 
@@ -71,7 +73,9 @@ def jsonl(path, records):
     return path
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     texts=st.lists(st.text("ab \té", max_size=60), max_size=40),
     block_rows=st.integers(1, 9),
@@ -100,7 +104,7 @@ def test_bad_rows_are_kept_as_nan_and_described(run, reference, tmp_path):
     vectors = np.load(tmp_path / "out.npy")
     assert np.isnan(vectors).all(axis=1).tolist() == [False, True, True, True, False]
     np.testing.assert_array_equal(vectors[[0, 4]], want(reference, ["a", "b c"]))
-    errors = [json.loads(line) for line in open(report.errors_file)]
+    errors = [json.loads(line) for line in Path(report.errors_file).read_text().splitlines()]
     assert [(e["line"], e["row"]) for e in errors] == [(2, 1), (4, 2), (5, 3)]
     assert all(e["file"] == str(source) and e["reason"] for e in errors)
     assert (report.rows, report.bad_rows) == (5, 3)
@@ -198,14 +202,14 @@ def test_a_failing_server_leaves_nothing_behind(run, make_contract, tmp_path):
 def test_prompts(run, reference, tmp_path):
     source = jsonl(tmp_path / "in.jsonl", [{"text": "a"}, {"text": "b"}])
     contract = {"prompts": {"query": "query: ", "document": "passage: "}}
-    for settings, text in (
+    for changes, text in (
         ({}, ""),
         ({"prompt": "so: "}, "so: "),
         ({"prompt_name": "document"}, "passage: "),
         ({"contract": contract | {"default_prompt": "query"}}, "query: "),
         ({"contract": contract | {"default_prompt": "query"}, "prompt": ""}, ""),
     ):
-        report, _, _ = run(source, overwrite=True, **({"contract": contract} | settings))
+        report, _, _ = run(source, overwrite=True, **({"contract": contract} | changes))
         assert report.prompt == text
         np.testing.assert_array_equal(
             np.load(tmp_path / "out.npy"), want(reference, ["a", "b"], text)

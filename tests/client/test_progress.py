@@ -11,9 +11,7 @@ class Terminal(io.StringIO):
 
 
 def test_the_line_says_rows_rates_padding_and_when_it_ends():
-    counters = Counters(
-        rows=2000, tokens=90_000, padded_tokens=100_000, bytes_done=25, bad_rows=3
-    )
+    counters = Counters(rows=2000, tokens=90_000, padded_tokens=100_000, bytes_done=25, bad_rows=3)
     line = describe(counters, 10.0, 100)
     assert line == (
         "2,000 rows · 200 rows/s · 9,000 tokens/s · padding 10.0% · 3 bad · 25% · ETA 0:30"

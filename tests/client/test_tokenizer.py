@@ -3,12 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
-from headrace.contract import file_hash
-from headrace.errors import EnvironmentError_, UsageError
-from headrace.tokenizer import TextTokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
+
+from headrace.contract import file_hash
+from headrace.errors import MachineError, UsageError
+from headrace.tokenizer import TextTokenizer
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
 
@@ -61,7 +62,18 @@ def test_a_slice_of_a_column_is_read_from_its_own_start(path, reference):
 
 
 def test_awkward_texts(path, reference):
-    texts = ["", " ", "\0", "a\0b", "\ufeffx", "é e\u0301", "日本語", "👩‍👩‍👧", "[SEP] x[MASK]", "x" * 300]
+    texts = [
+        "",
+        " ",
+        "\0",
+        "a\0b",
+        "\ufeffx",
+        "é e\u0301",
+        "日本語",
+        "👩‍👩‍👧",
+        "[SEP] x[MASK]",
+        "x" * 300,
+    ]
     tokens = TextTokenizer(path, max_length=64).encode(pa.array(texts))
     check(tokens, texts, reference, 64)
 
@@ -73,7 +85,7 @@ def test_another_tokenizer_than_the_models_is_refused(path):
 
 
 def test_a_missing_or_broken_file_says_what_to_do(tmp_path):
-    with pytest.raises(EnvironmentError_, match="--tokenizer"):
+    with pytest.raises(MachineError, match="--tokenizer"):
         TextTokenizer(tmp_path / "none.json", max_length=8)
     broken = tmp_path / "tokenizer.json"
     for content in ("", "{}", "[", '{"version": "1.0", "model": {"type": "Telepathy"}}'):

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from headrace.contract import Contract
-from headrace.errors import EnvironmentError_, MissingDependencyError, ServerError
+from headrace.errors import MachineError, MissingDependencyError, ServerError
 from headrace_launcher import triton
 from headrace_launcher.server import SHM, Server
 
@@ -88,7 +89,7 @@ def test_the_server_dies_with_a_killed_parent(repository):
     family = [process, *process.children(recursive=True)]
     child.send_signal(signal.SIGKILL)
     child.wait()
-    gone, alive = psutil.wait_procs(family, timeout=30)
+    _, alive = psutil.wait_procs(family, timeout=30)
     assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
     # What it left in shared memory goes at the next start.
     with Server(triton.find_triton(), repository, [NULL], drain=False):
@@ -103,7 +104,7 @@ def test_a_wheel_that_is_another_is_not_used(tmp_path, monkeypatch):
     wheel.write_bytes(b"something else")
     monkeypatch.setenv(triton.WHEEL_VARIABLE, str(wheel))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with pytest.raises(EnvironmentError_, match="SHA-256"):
+    with pytest.raises(MachineError, match="SHA-256"):
         triton.find_triton()
     assert not list((tmp_path / "cache" / "headrace").glob("triton-*/READY"))
 
@@ -111,11 +112,11 @@ def test_a_wheel_that_is_another_is_not_used(tmp_path, monkeypatch):
 def test_a_missing_wheel_and_an_unwritable_cache_say_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv(triton.WHEEL_VARIABLE, str(tmp_path / "none.whl"))
-    with pytest.raises(EnvironmentError_, match="no such file"):
+    with pytest.raises(MachineError, match="no such file"):
         triton.find_triton()
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(EnvironmentError_, match="XDG_CACHE_HOME"):
+    with pytest.raises(MachineError, match="XDG_CACHE_HOME"):
         triton.find_triton()
 
 

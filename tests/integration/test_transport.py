@@ -9,8 +9,9 @@ import sys
 
 import numpy as np
 import pytest
+
 from client.fakes import vectors_of
-from headrace.errors import EnvironmentError_, ServerError, UsageError
+from headrace.errors import MachineError, ServerError, UsageError
 from headrace.transport import connect
 from headrace.transport import system as system_module
 from headrace.transport.system import SHM
@@ -127,7 +128,7 @@ def test_a_full_shared_memory_says_how_much_is_needed(connection, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(system_module.os, "posix_fallocate", full)
-    with pytest.raises(EnvironmentError_, match=r"too small: \d+ MiB.*--transport grpc"):
+    with pytest.raises(MachineError, match=r"too small: \d+ MiB.*--transport grpc"):
         connection.open_transport("system")
     assert not ours()
 

@@ -57,7 +57,7 @@ class Slot:
     failure: Exception | None = None
 
     def shaped(self, rows: int, length: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Gives the slot a shape and returns its ids and mask, int32[rows, length], to be filled."""
+        """Gives the slot a shape; returns its ids and mask, int32[rows, length], to be filled."""
         self.rows, self.length = rows, length
         total = rows * length
         return (

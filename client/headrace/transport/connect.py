@@ -9,7 +9,7 @@ import tritonclient.grpc as triton
 
 from headrace.config import TransportChoice
 from headrace.contract import PARAMETER, Contract
-from headrace.errors import EnvironmentError_, ServerError, UsageError
+from headrace.errors import MachineError, ServerError, UsageError
 from headrace.transport.base import Transport, server_errors
 from headrace.transport.grpc import GrpcTransport
 from headrace.transport.system import SystemTransport
@@ -40,14 +40,14 @@ class Connection:
             The transport and, in a few words, why it is that one.
 
         Raises:
-            EnvironmentError_: the one that was asked for does not work here.
+            MachineError: the one that was asked for does not work here.
         """
         slots = self.contract.in_flight + QUEUED
         if choice == "grpc":
             return GrpcTransport(self.client, self.contract, slots=slots), "asked for"
         try:
             transport = SystemTransport(self.client, self.contract, slots=slots)
-        except EnvironmentError_ as error:
+        except MachineError as error:
             if choice == "system":
                 raise
             return GrpcTransport(self.client, self.contract, slots=slots), str(error)
@@ -78,23 +78,33 @@ def connect(server: str, names: Sequence[str]) -> Connection:
         _wait_until_live(client, server)
         with server_errors(f"the server {server} cannot be asked for its models"):
             name = next((n for n in names if client.is_model_ready(n)), None)
-            if name is None:
-                have = sorted(m.name for m in client.get_model_repository_index(None).models)
-                raise UsageError(
-                    f"the server {server} has no model {' or '.join(names)} ready; "
-                    f"it has: {', '.join(have) or 'none'}"
-                )
-            config = client.get_model_config(name).config
-        if PARAMETER not in config.parameters:
-            raise ServerError(
-                f"the model {name} on {server} was not built by headrace (its config has no "
-                f"{PARAMETER!r} parameter); build one with 'headrace build'"
-            )
-        contract = Contract.from_json(config.parameters[PARAMETER].string_value)
+            contract = _contract(client, server, name, names)
     except BaseException:
         client.close()
         raise
     return Connection(client, server, contract)
+
+
+def _contract(
+    client: triton.InferenceServerClient, server: str, name: str | None, names: Sequence[str]
+) -> Contract:
+    if name is None:
+        listed = client.get_model_repository_index().models
+        have = sorted(model.name for model in listed if model.state == "READY")
+        raise UsageError(
+            f"the server {server} has no model {' or '.join(names)} ready; "
+            f"it has: {', '.join(have) or 'none'}"
+        )
+    config = client.get_model_config(name).config
+    if PARAMETER not in config.parameters:
+        raise ServerError(
+            f"the model {name} on {server} was not built by headrace (its config has no "
+            f"{PARAMETER!r} parameter); build one with 'headrace build'"
+        )
+    try:
+        return Contract.from_json(config.parameters[PARAMETER].string_value)
+    except ValueError as error:
+        raise ServerError(f"{name} on {server}: {error}") from error
 
 
 def _wait_until_live(client: triton.InferenceServerClient, server: str) -> None:

@@ -11,6 +11,7 @@ import errno
 import mmap
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import tritonclient.grpc as triton
 from numpy.typing import NDArray
 
 from headrace.contract import Contract
-from headrace.errors import EnvironmentError_
+from headrace.errors import MachineError
 from headrace.transport.base import Slot, SlotSize, Transport, server_errors
 
 SHM = Path("/dev/shm")  # noqa: S108 -- where Linux keeps POSIX shared memory
@@ -31,7 +32,7 @@ class SystemTransport(Transport):
     """See :class:`Transport`; ids and vectors lie in memory that the server shares.
 
     Raises:
-        EnvironmentError_: the region does not fit into /dev/shm.
+        MachineError: the region does not fit into /dev/shm.
         ServerError: the server does not take the region.
     """
 
@@ -83,10 +84,9 @@ class SystemTransport(Transport):
     def _close(self) -> None:
         if self._region.gone:
             return
-        try:
+        # Where the server is gone, its registration is too.
+        with suppress(triton.InferenceServerException):
             self._client.unregister_system_shared_memory(self._region.name)
-        except triton.InferenceServerException:
-            pass  # the server is gone, and its registration with it
         self._region.remove()
 
 
@@ -101,7 +101,7 @@ class _Region:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         except OSError as error:
-            raise EnvironmentError_(
+            raise MachineError(
                 f"shared memory cannot be made in {SHM} ({error.strerror}); use --transport grpc"
             ) from error
         try:
@@ -112,7 +112,7 @@ class _Region:
             path.unlink(missing_ok=True)
             if error.errno not in {errno.ENOSPC, errno.ENOMEM, errno.EDQUOT}:
                 raise
-            raise EnvironmentError_(
+            raise MachineError(
                 f"{SHM} is too small: {size / 2**20:.0f} MiB are needed there; enlarge it "
                 f"(containers: --ipc=host or --shm-size), or use --transport grpc"
             ) from error
@@ -155,7 +155,7 @@ def _is_leftover(name: str) -> bool:
 
 def _pid_namespace() -> str:
     """The number of this PID namespace: elsewhere the same process id is another process."""
-    return str(os.stat("/proc/self/ns/pid").st_ino)
+    return str(Path("/proc/self/ns/pid").stat().st_ino)
 
 
 def _aligned(size: int) -> int:

@@ -1,0 +1,1 @@
+"""The model code that runs inside Triton; never imported by headrace itself."""

@@ -140,20 +140,29 @@ class TritonPythonModel:
         for request in requests:
             answer = _answer_to(request)
             try:
-                ids = np.from_dlpack(pb_utils.get_input_tensor_by_name(request, "input_ids"))
-                mask = np.from_dlpack(pb_utils.get_input_tensor_by_name(request, "attention_mask"))
-                if ids.shape != mask.shape:
-                    raise ValueError(
-                        f"input_ids has shape {list(ids.shape)} and "
-                        f"attention_mask {list(mask.shape)}; they must be equal"
-                    )
-                self._engine.submit(ids, mask, answer)
+                self._engine.submit(*_tokens_of(request), answer)
             except Exception as error:  # noqa: BLE001 -- whatever it was, the client must hear of it
                 answer(None, error)
 
     def finalize(self) -> None:
         """Waits for what is running."""
         self._engine.close()
+
+
+def _tokens_of(request: Any) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Returns the request's ids and mask, int32[rows, length] each, in place."""
+    ids, mask = (
+        np.from_dlpack(pb_utils.get_input_tensor_by_name(request, name)).astype(
+            np.int32, copy=False
+        )
+        for name in ("input_ids", "attention_mask")
+    )
+    if ids.shape != mask.shape:
+        raise ValueError(
+            f"input_ids has shape {list(ids.shape)} and attention_mask {list(mask.shape)}; "
+            f"they must be equal"
+        )
+    return ids, mask
 
 
 def _answer_to(request: Any) -> Answer:
