@@ -131,14 +131,19 @@ def _model(config: EmbedConfig, counters: Counters) -> Iterator[tuple[Connection
         with _local_model(config, counters) as found:
             yield found
         return
-    variant = entry_name(
-        config.model,
-        precision=config.precision,
-        truncate_dim=config.truncate_dim,
-        normalize=config.normalize,
-        engine=config.engine,
-    )
-    names = dict.fromkeys([config.model, variant, model_slug(config.model)])
+    # Any entry that can serve the settings will do: the exact variant, the same with all
+    # dimensions (cut here then), an entry of just that name, the model's default entry.
+    variants = [
+        entry_name(
+            config.model,
+            precision=config.precision,
+            truncate_dim=dimension,
+            normalize=config.normalize,
+            engine=config.engine,
+        )
+        for dimension in (config.truncate_dim, None)
+    ]
+    names = dict.fromkeys([*variants, config.model, model_slug(config.model)])
     connection = connect(config.server, list(names))
     try:
         yield connection, config.tokenizer or _find_tokenizer(config, connection)
