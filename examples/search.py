@@ -20,9 +20,9 @@ import numpy as np
 import headrace
 
 QUERIES = (
-    "Why do volcanoes erupt?",
-    "how to keep bread fresh for longer",
-    "the first people to fly an aeroplane",
+    "Who invented the printing press?",
+    "why do computers get 0.1 + 0.2 wrong?",
+    "what happens inside a rechargeable battery",
 )
 
 

@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import count, cycle
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -160,14 +160,14 @@ def read_status(pid: int) -> dict[str, str]:
 def distinct_texts() -> Iterator[str]:
     """Yields paragraphs without end, each different from all before it by its number."""
     base = corpus.take(BASE_TEXTS)
-    for number, text in zip(count(), cycle(base)):
+    for number, text in enumerate(cycle(base)):
         yield f"{text} ({number})"
 
 
 def write_input(path: Path, rows: int) -> None:
     """Writes so many distinct rows as JSONL, one at a time."""
     with path.open("w", encoding="utf-8") as file:
-        for number, text in zip(range(rows), distinct_texts()):
+        for number, text in enumerate(islice(distinct_texts(), rows)):
             file.write(json.dumps({"id": number, "text": text}, ensure_ascii=False) + "\n")
 
 

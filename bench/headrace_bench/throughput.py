@@ -35,7 +35,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from headrace.batcher import fill, plan_batches
@@ -498,11 +497,10 @@ def _texts(options: argparse.Namespace) -> list[str]:
         for number, line in enumerate(file, 1):
             if len(texts) == rows:
                 break
-            record = json.loads(line)
-            text = record.get("text") if isinstance(record, dict) else None
-            if not isinstance(text, str):
-                raise ValueError(f"{options.input}, line {number}: no text in 'text'")
-            texts.append(text)
+            try:
+                texts.append(str(json.loads(line)["text"]))
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{options.input}, line {number}: no text in 'text'") from error
     if not texts:
         raise ValueError(f"{options.input} has no rows")
     return texts
@@ -556,11 +554,12 @@ def _show_times(result: Comparison) -> list[str]:
 
 def _show_losses(result: Comparison) -> list[str]:
     """Returns where headrace is the slower one, and below which number of rows it must be."""
-    lines = []
-    for way in (HEADRACE, HEADRACE_WALL):
-        for other in (TORCH, ENGINE):
-            if other in result.rates and (ratio := result.ratio(way, other)).median < 1:
-                lines.append(f"  {way} loses to {other}: {ratio.show(2)} of its speed")
+    lines = [
+        f"  {way} loses to {other}: {ratio.show(2)} of its speed"
+        for way in (HEADRACE, HEADRACE_WALL)
+        for other in (TORCH, ENGINE)
+        if other in result.rates and (ratio := result.ratio(way, other)).median < 1
+    ]
     if result.torch_rows and (rows := break_even(result)):
         lines.append(
             f"  below about {rows:,.0f} rows {TORCH} is done first, both counted from nothing "
