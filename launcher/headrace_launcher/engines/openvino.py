@@ -33,10 +33,7 @@ def resolve_precision(wanted: str) -> str:
     Raises:
         UsageError: bf16 was asked for and the processor does not have it.
     """
-    version()
-    import openvino as ov
-
-    native = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    native = _native_bf16()
     if wanted == "auto":
         return "bf16" if native else "fp32"
     if wanted == "bf16" and not native:
@@ -45,6 +42,13 @@ def resolve_precision(wanted: str) -> str:
             "use --precision fp32 or auto"
         )
     return wanted
+
+
+def _native_bf16() -> bool:
+    version()
+    import openvino as ov
+
+    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def convert(graph: Path, folder: Path) -> None:
