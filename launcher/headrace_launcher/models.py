@@ -13,6 +13,7 @@ from headrace.contract import TOKENIZER_FILE
 from headrace.errors import UsageError
 from headrace_launcher.locate import SAFETENSORS_FAMILIES, Located, locate
 from headrace_launcher.modules import Dense, inside, read_chain, read_object
+from headrace_launcher.onnxfile import external_files
 
 __all__ = ["SAFETENSORS_FAMILIES", "Dense", "Model", "find_model"]
 
@@ -110,9 +111,6 @@ class Model:
         if self.from_safetensors or self.onnx is None:
             files = list(self.weights)
         else:
-            # Only here: the module imports this one.
-            from headrace_launcher.encoder.imported import external_files
-
             files = [self.onnx, *external_files(self.onnx)]
         digest = hashlib.sha256()
         for file in (*files, *(layer.weights for layer in self.dense)):

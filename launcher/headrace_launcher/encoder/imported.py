@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
-from onnx import TensorProto, compose, external_data_helper, helper, numpy_helper
+from onnx import TensorProto, compose, helper, numpy_helper
 
 from headrace.contract import ATTENTION_MASK, INPUT_IDS
 from headrace.errors import UsageError
 from headrace_launcher.encoder.graph import GraphBuilder
 from headrace_launcher.models import Model
-from headrace_launcher.modules import inside
+from headrace_launcher.onnxfile import load_onnx
 
 PREFIX = "encoder/"  # in front of every name of the imported graph, so that none meets ours
 STATES = ("last_hidden_state", "token_embeddings")  # as optimum and sentence-transformers say
@@ -23,16 +18,6 @@ WIDTHS = ("hidden_size", "d_model", "dim", "n_embd")  # in config.json, by famil
 INTEGERS = (TensorProto.INT32, TensorProto.INT64)
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 LEAST_OPSET = 12  # the first whose operators do all that is appended
-
-
-def external_files(path: Path) -> tuple[Path, ...]:
-    """Returns the files that hold the weights of an ONNX file, in a stable order.
-
-    Raises:
-        UsageError: the file is not readable, or names data outside of its folder.
-    """
-    locations = {_external(tensor)["location"] for tensor in _external_tensors(_load(path))}
-    return tuple(inside(path.parent, name, named_in=path) for name in sorted(locations))
 
 
 def add_imported(graph: GraphBuilder, encoder: onnx.ModelProto, model: Model) -> tuple[str, int]:
@@ -89,10 +74,7 @@ def load_encoder(model: Model) -> onnx.ModelProto:
             f"and {model.folder} has no onnx/model.onnx; make one with: optimum-cli export onnx "
             f"--task feature-extraction --model {model.model_id} onnx, and put it there"
         )
-    proto = _load(model.onnx)
-    # Not onnx's own loader: it refuses links, and a hub's cache is made of them.
-    for tensor in _external_tensors(proto):
-        _load_external(tensor, model.onnx)
+    proto = load_onnx(model.onnx)
     if opset(proto) < LEAST_OPSET:
         raise UsageError(
             f"{model.onnx} is of opset {opset(proto)}, at least {LEAST_OPSET} is needed; "
@@ -104,15 +86,6 @@ def load_encoder(model: Model) -> onnx.ModelProto:
 def opset(proto: onnx.ModelProto) -> int:
     """Returns the version of the standard operators that a model is written for."""
     return next((int(o.version) for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
-
-
-def _load(path: Path) -> onnx.ModelProto:
-    try:
-        return onnx.load_model(path, load_external_data=False)
-    except (DecodeError, OSError) as error:
-        raise UsageError(
-            f"{path} is not a readable ONNX file; download or export the model again"
-        ) from error
 
 
 def _feed(graph: GraphBuilder, value: onnx.ValueInfoProto) -> None:
@@ -159,49 +132,3 @@ def _last_hidden_state(inner: onnx.GraphProto) -> onnx.ValueInfoProto:
         "the model's ONNX file gives no last hidden state [batch, sequence, width]; export it "
         "with: optimum-cli export onnx --task feature-extraction"
     )
-
-
-def _external_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    tensors = _graph_tensors(proto.graph)
-    nodes = (node for function in proto.functions for node in function.node)
-    for tensor in itertools.chain(tensors, _node_tensors(nodes)):
-        if external_data_helper.uses_external_data(tensor):
-            yield tensor
-
-
-def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    yield from _node_tensors(graph.node)
-
-
-def _node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
-    for node in nodes:
-        for attribute in node.attribute:
-            yield from (attribute.t, *attribute.tensors)
-            for graph in (attribute.g, *attribute.graphs):
-                yield from _graph_tensors(graph)
-
-
-def _external(tensor: onnx.TensorProto) -> dict[str, str]:
-    return {"location": "", **{entry.key: entry.value for entry in tensor.external_data}}
-
-
-def _load_external(tensor: onnx.TensorProto, path: Path) -> None:
-    """Puts a tensor's bytes into the tensor."""
-    entry = _external(tensor)
-    file = inside(path.parent, entry["location"], named_in=path)
-    try:
-        with file.open("rb") as stream:
-            stream.seek(int(entry.get("offset", 0)))
-            data = stream.read(int(entry.get("length", -1)))
-    except OSError as error:
-        raise UsageError(
-            f"{file}, which {path.name} keeps its weights in, cannot be read; download it again"
-        ) from error
-    if len(data) < int(entry.get("length", 0)):
-        raise UsageError(f"{file} is cut short; download it again")
-    tensor.raw_data = data
-    tensor.data_location = TensorProto.DEFAULT
-    del tensor.external_data[:]

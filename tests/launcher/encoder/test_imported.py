@@ -11,7 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from headrace.errors import UsageError
 from headrace_launcher.encoder import build_graph
-from headrace_launcher.encoder.imported import external_files, load_encoder
+from headrace_launcher.encoder.imported import load_encoder
+from headrace_launcher.onnxfile import external_files
 
 WIDTH = 5
 RNG = np.random.default_rng(2)
