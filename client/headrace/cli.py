@@ -49,7 +49,11 @@ _DEFAULTS: dict[str, Any] = {each.name: each.default for each in dataclasses.fie
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, raised in the main thread like a Ctrl-C."""
+    """SIGTERM or SIGHUP, raised in the main thread like a Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 ModelArgument = Annotated[
@@ -291,15 +295,17 @@ def doctor() -> None:
 @contextmanager
 def _exits() -> Iterator[None]:
     """Turns errors and signals into one line on stderr and an exit code."""
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP: so be it
+            signal.signal(number, _terminate)
     try:
         yield
     except HeadraceError as error:
         _say(f"error: {error}")
         raise typer.Exit(error.exit_code) from error
     except Terminated as error:
-        _say("terminated")
-        raise typer.Exit(128 + signal.SIGTERM) from error
+        _say(f"terminated by {signal.Signals(error.number).name}")
+        raise typer.Exit(128 + error.number) from error
     except KeyboardInterrupt as error:
         _say("interrupted")
         raise typer.Exit(128 + signal.SIGINT) from error
@@ -319,9 +325,9 @@ def _launcher() -> Iterator[None]:
         ) from error
 
 
-def _on_sigterm(number: int, frame: FrameType | None) -> None:
-    del number, frame
-    raise Terminated
+def _terminate(number: int, frame: FrameType | None) -> None:
+    del frame
+    raise Terminated(number)
 
 
 def _say(line: str) -> None:

@@ -72,6 +72,7 @@ class _Job:
     vectors: NDArray[np.float32]
     waiting: int = 0
     sent: bool = False
+    tokens_done: int = 0
 
 
 class Feeder:
@@ -99,6 +100,7 @@ class Feeder:
         self._transport = transport
         self._counters = counters
         self._dimension = config.truncate_dim or contract.dimension
+        self._bytes_finished = 0
 
     def prepare(self, block: Block, *, id_field: str | None, id_type: IdType) -> Prepared:
         """Parses and tokenizes a block; bad rows get no tokens.
@@ -144,6 +146,7 @@ class Feeder:
             for batch in plan_batches(block.tokens.lengths, rows, self._contract):
                 while (slot := self._transport.acquire()) is None:
                     self._collect()
+                    self._locate(jobs[0])
                     progress()
                 self._submit(job, batch, slot)
             job.sent = True
@@ -152,6 +155,7 @@ class Feeder:
         while jobs:
             while jobs[0].waiting:
                 self._collect()
+                self._locate(jobs[0])
                 progress()
             yield self._finished(jobs.popleft())
 
@@ -171,11 +175,19 @@ class Feeder:
         job.vectors[batch.rows] = self._cut(slot.vectors)
         self._transport.release(slot)
         job.waiting -= 1
+        tokens = int(job.block.tokens.lengths[batch.rows].sum())
+        job.tokens_done += tokens
         counters = self._counters
         counters.rows += len(batch.rows)
-        counters.tokens += int(job.block.tokens.lengths[batch.rows].sum())
+        counters.tokens += tokens
         counters.padded_tokens += len(batch.rows) * batch.length
         counters.batches += 1
+
+    def _locate(self, oldest: _Job) -> None:
+        """Says how far into the input the oldest block's answers reach, by tokens."""
+        done = oldest.tokens_done / max(1, len(oldest.block.tokens.ids))
+        here = oldest.block.bytes_done - self._bytes_finished
+        self._counters.bytes_done = self._bytes_finished + int(done * here)
 
     def _cut(self, vectors: NDArray[np.floating]) -> NDArray[np.floating]:
         """Shortens vectors of a server that answers more dimensions than were asked for."""
@@ -192,5 +204,5 @@ class Feeder:
         counters.rows += len(job.block.bad)
         counters.bad_rows += len(job.block.bad)
         counters.truncated_rows += int(np.count_nonzero(job.block.tokens.truncated))
-        counters.bytes_done = job.block.bytes_done
+        counters.bytes_done = self._bytes_finished = job.block.bytes_done
         return Embedded(job.block, job.vectors)

@@ -265,6 +265,34 @@ def test_half_precision_output(run, reference, tmp_path):
     np.testing.assert_array_equal(vectors, want(reference, ["a"]).astype(np.float16))
 
 
+def test_the_progress_moves_within_a_block(make_contract, tokenizer_path):
+    from headrace.feeder import Feeder
+    from headrace.inputs import find_inputs as find
+    from headrace.progress import Counters
+    from headrace.sources import read_blocks
+    from headrace.tokenizer import TextTokenizer
+
+    contract = make_contract(dimension=DIMENSION)
+    config = EmbedConfig(inputs=("x",), output=Path("x.npy"), model="m")
+    counters = Counters()
+    feeder = Feeder(
+        config,
+        contract,
+        TextTokenizer(tokenizer_path, max_length=64),
+        FakeTransport(contract),
+        counters,
+    )
+    inputs = find([str(Path(__file__).parents[2] / "examples" / "passages.jsonl")])
+    blocks = read_blocks(inputs, columns=["text"], block_bytes=1 << 22, block_rows=200)
+    prepared = (feeder.prepare(block, id_field=None, id_type="string") for block in blocks)
+    seen = []
+    for _ in feeder.run(prepared, lambda: seen.append(counters.bytes_done)):
+        pass
+    assert seen == sorted(seen)
+    assert len(set(seen)) > 20
+    assert counters.bytes_done == inputs[0].size
+
+
 def test_the_report_adds_up(run, reference, tmp_path):
     texts = ["a", "b c d", "e f"]
     source = jsonl(tmp_path / "in.jsonl", [{"text": text} for text in texts])
