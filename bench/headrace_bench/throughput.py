@@ -260,11 +260,9 @@ class TorchWay:
 
     def __init__(self, model: str, texts: list[str], batch_sizes: Sequence[int]) -> None:
         start = time.perf_counter()
-        torch: Any = importlib.import_module("torch")
         library: Any = importlib.import_module("sentence_transformers")
-        self._model = library.SentenceTransformer(
-            str(find_model(model).folder), device="cpu", model_kwargs={"torch_dtype": torch.float32}
-        )
+        self._model = library.SentenceTransformer(str(find_model(model).folder), device="cpu")
+        self._model.float()
         self.load_seconds = time.perf_counter() - start
         self._texts = texts
         self._encode(evenly(texts, 64), 32)  # the first call sets up threads and buffers
