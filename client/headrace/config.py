@@ -78,7 +78,7 @@ class EmbedConfig:
     quiet: bool = False
     report: Path | None = None
     block_bytes: int = 4 * MIB
-    block_rows: int = 16384
+    block_rows: int = 4096
 
     def __post_init__(self) -> None:
         if not self.inputs:

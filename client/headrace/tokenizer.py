@@ -14,7 +14,7 @@ from headrace.errors import MachineError, UsageError
 from headrace.tokens import Tokens
 
 # Rows handed to `tokenizers` at once: bounds the memory of its per-token records.
-_ROWS_AT_ONCE = 1024
+_ROWS_AT_ONCE = 256
 
 
 class TextTokenizer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +14,11 @@ from headrace_launcher.encoder import GRAPH_VERSION, build_graph, write_graph
 from headrace_launcher.engines import openvino
 from headrace_launcher.models import Model, find_model
 
-TOKEN_BUDGET = 8192
+# On the CPU 64 rows, 2,048 tokens and one batch for each core and more are as fast as anything
+# larger, and small batches pad less (measured with `python -m headrace_bench.throughput`).
+TOKEN_BUDGET = 2048
 MOST_ROWS = 64
-IN_FLIGHT = 4
+LEAST_IN_FLIGHT = 4
 NULL_TOKEN_BUDGET = 1 << 16
 NULL_MOST_ROWS = 1024
 BUCKET_LENGTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048, 4096, 8192)
@@ -79,7 +82,8 @@ def build(
     contract = _contract(found, precision, engine, truncate_dim, normalize=normalize)
     key = repo.cache_key(
         {
-            "contract": replace(contract, name="").to_json(),
+            # How many cores built it does not make an entry another.
+            "contract": replace(contract, name="", in_flight=0).to_json(),
             "config": dict(found.config),
             "dense": [(layer.activation, layer.out_features) for layer in found.dense],
             "graph": GRAPH_VERSION,
@@ -125,7 +129,7 @@ def _contract(
         dtype="float32",
         buckets=_buckets(model.max_positions, NULL_MOST_ROWS if null else MOST_ROWS),
         token_budget=NULL_TOKEN_BUDGET if null else TOKEN_BUDGET,
-        in_flight=IN_FLIGHT,
+        in_flight=max(LEAST_IN_FLIGHT, len(os.sched_getaffinity(0))),
         engine="null" if null else "openvino",
         engine_version="1" if null else openvino.version(),
     )

