@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -46,6 +47,9 @@ app = typer.Typer(
 )
 
 _DEFAULTS: dict[str, Any] = {each.name: each.default for each in dataclasses.fields(EmbedConfig)}
+
+
+_M_MMAP_THRESHOLD = -3  # malloc.h
 
 
 class Terminated(KeyboardInterrupt):
@@ -175,6 +179,7 @@ def embed(
     """
     settings = dict(locals())
     settings["inputs"] = tuple(inputs)
+    _return_big_arrays()
     with _exits():
         config = EmbedConfig(**settings)
         done, damage = run(config)
@@ -323,6 +328,16 @@ def _launcher() -> Iterator[None]:
         raise MissingDependencyError(
             f"this needs {error.name}, which is not installed; pip install 'headrace[launcher,cpu]'"
         ) from error
+
+
+def _return_big_arrays() -> None:
+    """Has glibc give the memory of every freed array of 256 KiB and more back to the system.
+
+    By itself it does so only until the first one is freed, then keeps ever larger ones on its heap,
+    which they leave in pieces: a long run would grow (mallopt(3), M_MMAP_THRESHOLD).
+    """
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 256 << 10)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
