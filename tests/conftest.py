@@ -25,6 +25,7 @@ def make_contract() -> Callable[..., Contract]:
             "weights_hash": "0" * 64,
             "tokenizer_hash": "1" * 64,
             "max_length": 64,
+            "vocab_size": 30522,
             "pad_id": 0,
             "pad_multiple": 1,
             "pooling": "mean",

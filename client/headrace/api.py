@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 from headrace.config import (
     Dtype,
@@ -22,15 +22,16 @@ from headrace.config import (
 from headrace.contract import TOKENIZER_FILE, entry_name, file_hash, model_slug
 from headrace.errors import (
     DamagedInputError,
+    HeadraceError,
     MissingDependencyError,
     ServerError,
     UsageError,
 )
-from headrace.inputs import find_inputs
+from headrace.inputs import Input, find_inputs
 from headrace.pipeline import run as run_pipeline
 from headrace.progress import Counters
 from headrace.report import Report
-from headrace.sinks import check_output
+from headrace.sinks import check_output, errors_path
 from headrace.transport import Connection, connect
 
 
@@ -51,12 +52,12 @@ class Settings(TypedDict, total=False):
     engine: Engine
     transport: TransportChoice
     server: str | None
-    repository: Path
-    tokenizer: Path | None
+    repository: str | PathLike[str]
+    tokenizer: str | PathLike[str] | None
     on_error: OnError
     overwrite: bool
     quiet: bool
-    report: Path | None
+    report: str | PathLike[str] | None
     block_bytes: int
     block_rows: int
 
@@ -91,9 +92,12 @@ def embed(
         MachineError: the machine, a file or the server is not as it must be.
     """
     paths = [inputs] if isinstance(inputs, str | PathLike) else list(inputs)
-    settings.setdefault("quiet", True)
+    chosen: dict[str, Any] = {"quiet": True, **settings}
+    for name in ("repository", "tokenizer", "report"):
+        if chosen.get(name) is not None:
+            chosen[name] = Path(chosen[name])
     config = EmbedConfig(
-        inputs=tuple(str(path) for path in paths), output=Path(output), model=model, **settings
+        inputs=tuple(str(path) for path in paths), output=Path(output), model=model, **chosen
     )
     report, damage = run(config)
     if damage is not None:
@@ -112,16 +116,40 @@ def run(config: EmbedConfig) -> tuple[Report, DamagedInputError | None]:
         BadRowError: a bad row was met with ``on_error="fail"``.
         MachineError: the machine, a file or the server is not as it must be.
     """
-    check_output(config.output, overwrite=config.overwrite)
-    if config.report is not None and not config.report.absolute().parent.is_dir():
-        raise UsageError(f"the folder of the report {config.report} does not exist; make it first")
+    _check_files(config)
     inputs = find_inputs(config.inputs, format=config.format)
+    _check_not_an_input(config, inputs)
     counters = Counters()
     with _model(config, counters) as (connection, tokenizer):
         report, damage = run_pipeline(config, connection, tokenizer, inputs, counters=counters)
     if config.report is not None:
         report.write(config.report)
     return report, damage
+
+
+def _files_written(config: EmbedConfig) -> dict[str, Path]:
+    files = {"output": config.output, "errors file": errors_path(config.output)}
+    return files | ({"report": config.report} if config.report is not None else {})
+
+
+def _check_files(config: EmbedConfig) -> None:
+    """Checks that what will be written can be, and replaces nothing by accident."""
+    check_output(config.output, overwrite=config.overwrite)
+    files = _files_written(config)
+    if len({path.resolve() for path in files.values()}) < len(files):
+        raise UsageError(f"the report {config.report} is another file of the run; name another")
+    for name, path in files.items():
+        if path.is_dir() or not path.absolute().parent.is_dir():
+            raise UsageError(f"the {name} {path} is not a file in a folder that exists; mend that")
+        if path.exists() and not config.overwrite:
+            raise UsageError(f"the {name} {path} exists; pass --overwrite to replace it")
+
+
+def _check_not_an_input(config: EmbedConfig, inputs: list[Input]) -> None:
+    read = {Path(item.path).resolve() for item in inputs if item.local}
+    for name, path in _files_written(config).items():
+        if path.resolve() in read:
+            raise UsageError(f"the {name} {path} is one of the inputs; name another file")
 
 
 @contextmanager
@@ -146,6 +174,7 @@ def _model(config: EmbedConfig, counters: Counters) -> Iterator[tuple[Connection
     names = dict.fromkeys([*variants, config.model, model_slug(config.model)])
     connection = connect(config.server, list(names))
     try:
+        _check_identity(config, connection)
         yield connection, config.tokenizer or _find_tokenizer(config, connection)
     finally:
         connection.close()
@@ -181,11 +210,26 @@ def _local_model(config: EmbedConfig, counters: Counters) -> Iterator[tuple[Conn
         try:
             yield connection, config.tokenizer or entry.folder / TOKENIZER_FILE
         except ServerError as error:
-            if server.poll() is not None:
-                raise ServerError(f"{error}; the server has died: {server.log_errors()}") from error
+            if (why := server.obituary()) is not None:
+                raise ServerError(f"the Triton server has died: {why}; run it again") from error
             raise
         finally:
             connection.close()
+
+
+def _check_identity(config: EmbedConfig, connection: Connection) -> None:
+    """Refuses a model that has the wanted one's name but came from elsewhere."""
+    name, source = connection.contract.name, connection.contract.model_id
+    same = (
+        config.model in {name, source}
+        or ("/" not in config.model and source.endswith(f"/{config.model}"))
+        or Path(config.model).resolve() == Path(source).resolve()
+    )
+    if not same:
+        raise UsageError(
+            f"the server's model {name} was built from {source}, not from {config.model}; if that "
+            f"is the model you want, pass --model {name}"
+        )
 
 
 def _find_tokenizer(config: EmbedConfig, connection: Connection) -> Path:
@@ -194,6 +238,12 @@ def _find_tokenizer(config: EmbedConfig, connection: Connection) -> Path:
     for folder in places:
         path = folder / TOKENIZER_FILE
         if path.is_file() and file_hash(path) == contract.tokenizer_hash:
+            return path
+    with suppress(ImportError, HeadraceError):  # a client alone has no launcher to ask
+        from headrace_launcher.models import find_model
+
+        path = find_model(config.model).tokenizer
+        if file_hash(path) == contract.tokenizer_hash:
             return path
     raise UsageError(
         f"no tokenizer.json of the model {contract.name} was found in "

@@ -135,11 +135,14 @@ def is_utf8(data: bytes) -> bool:
 
 
 def is_text(kind: Any) -> bool:
-    """Returns whether an Arrow type is a string, or a dictionary of strings."""
+    """Returns whether an Arrow type is a string, a dictionary of strings, or nothing but nulls."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return bool(
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_string_view(kind)
+        or pa.types.is_null(kind)
     )
 
 
@@ -147,6 +150,8 @@ def as_strings(column: Any) -> Any:
     """Returns a column for which :func:`is_text` holds as string or large_string."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
+    if pa.types.is_null(column.type):
+        column = column.cast(pa.string())
     if pa.types.is_string_view(column.type):
         column = column.cast(pa.large_string())
     return column

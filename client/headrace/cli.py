@@ -30,7 +30,6 @@ from headrace.config import (
 from headrace.errors import (
     EXIT_BAD_ROWS,
     EXIT_ENVIRONMENT,
-    EXIT_INTERNAL,
     HeadraceError,
     MissingDependencyError,
     ServerError,
@@ -120,7 +119,8 @@ def embed(
         ),
     ] = _DEFAULTS["id_field"],
     id_type: Annotated[
-        IdType, typer.Option(help="Type of JSONL ids in the output; auto: by the first block.")
+        IdType,
+        typer.Option(help="Type of the ids in the output; auto: as in the first block."),
     ] = _DEFAULTS["id_type"],
     format: Annotated[  # noqa: A002 -- the option's name
         FormatChoice, typer.Option(help="Format of the inputs; auto: by content and name.")
@@ -184,11 +184,12 @@ def embed(
         config = EmbedConfig(**settings)
         done, damage = run(config)
         if not quiet:
-            typer.echo(done.summary(), err=True)
+            _say(done.summary())
         if damage is not None:
             raise damage
         if done.bad_rows:
-            _say(f"{done.bad_rows:,} bad rows of {config.output} are in {done.errors_file}")
+            rows = "1 bad row" if done.bad_rows == 1 else f"{done.bad_rows:,} bad rows"
+            _say(f"headrace: {rows}, described in {done.errors_file}")
             raise typer.Exit(EXIT_BAD_ROWS)
 
 
@@ -226,9 +227,9 @@ def build(
         )
         settings = entry.contract
         _say(
-            f"{'built' if entry.built else 'is current:'} {settings.name}: {settings.model_id}, "
-            f"{settings.dimension} dimensions, {settings.precision}, {settings.engine} "
-            f"{settings.engine_version}"
+            f"headrace: {'built' if entry.built else 'is current:'} {settings.name}: "
+            f"{settings.model_id}, {settings.dimension} dimensions, {settings.precision}, "
+            f"{settings.engine} {settings.engine_version}"
         )
         typer.echo(entry.folder)
 
@@ -257,8 +258,8 @@ def serve(
             from headrace_launcher.server import Server
             from headrace_launcher.triton import find_triton
         names = entry_names(models or [], repository)
-        if not listen.startswith("127.") and listen not in {"localhost", "::1"}:
-            _say(f"warning: {listen} is open to other machines, and nobody is asked for a password")
+        if not listen.startswith("127.") and listen != "localhost":
+            _say(f"headrace: warning: {listen} is open to other machines, and no password is asked")
         server = Server(
             find_triton(),
             repository,
@@ -276,10 +277,10 @@ def serve(
                 typer.echo(f"HTTP    http://{ends.http}")
                 typer.echo(f"metrics http://{ends.metrics}/metrics")
                 sys.stdout.flush()
-                status = server.wait()
-                raise ServerError(f"Triton ended with status {status}: {server.log_errors()}")
+                server.wait()
+                raise ServerError(f"Triton has died: {server.obituary()}")
         except KeyboardInterrupt:
-            _say("stopped")
+            _say("headrace: stopped")
 
 
 @app.command()
@@ -306,18 +307,19 @@ def _exits() -> Iterator[None]:
     try:
         yield
     except HeadraceError as error:
-        _say(f"error: {error}")
+        _say(f"headrace: error: {error}")
         raise typer.Exit(error.exit_code) from error
     except Terminated as error:
-        _say(f"terminated by {signal.Signals(error.number).name}")
+        _say(f"headrace: terminated by {signal.Signals(error.number).name}")
         raise typer.Exit(128 + error.number) from error
     except KeyboardInterrupt as error:
-        _say("interrupted")
+        _say("headrace: interrupted")
         raise typer.Exit(128 + signal.SIGINT) from error
-    except BrokenPipeError as error:
-        # Nobody reads our stdout any more; keep the interpreter from saying so again at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(EXIT_INTERNAL) from error
+    except OSError as error:
+        # What the stages meet they explain themselves; this is our own standard output.
+        _say(f"headrace: error: {error.strerror or error}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter would say so once more
+        raise typer.Exit(EXIT_ENVIRONMENT) from error
 
 
 @contextmanager
@@ -346,13 +348,5 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def _say(line: str) -> None:
-    typer.echo(f"headrace: {line}", err=True)
-
-
-def main() -> None:
-    """Runs the command line; the entry point of the ``headrace`` script."""
-    app()
-
-
-if __name__ == "__main__":
-    main()
+    with suppress(OSError, ValueError):  # nobody can read it; what was done is done
+        typer.echo(line, err=True)

@@ -6,6 +6,7 @@ The launcher writes a :class:`Contract` as JSON into ``parameters["headrace"]`` 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -45,6 +46,7 @@ class Contract:
         weights_hash: SHA-256 (hex) over the weight files.
         tokenizer_hash: SHA-256 (hex) of ``tokenizer.json``.
         max_length: tokens a row is cut to by default, special tokens included.
+        vocab_size: token ids are below this number.
         pad_id: token id that fills a batch's shorter rows.
         pad_multiple: padded lengths are rounded up to a multiple of this many tokens.
         pooling: ``mean``, ``cls`` or ``last``.
@@ -67,6 +69,7 @@ class Contract:
     weights_hash: str
     tokenizer_hash: str
     max_length: int
+    vocab_size: int
     pad_id: int
     pad_multiple: int
     pooling: str
@@ -153,6 +156,28 @@ def entry_name(
     if not normalize:
         parts.append("raw")
     return "-".join(parts)
+
+
+@functools.cache
+def machine_tag() -> str:
+    """Returns 12 hex digits that stand for this boot of this machine and this PID namespace.
+
+    Shared memory of both sides is named after it and a process id, so that each can tell what a
+    dead process has left from what lives elsewhere: in another container, or on another host.
+    """
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+    namespace = Path("/proc/self/ns/pid").stat().st_ino
+    return hashlib.sha256(f"{boot}{namespace}".encode()).hexdigest()[:12]
+
+
+def is_leftover(tag: str, pid: str) -> bool:
+    """Returns whether something named after ``tag`` and ``pid`` belongs to a dead process of ours.
+
+    Args:
+        tag: what :func:`machine_tag` gave where the name was made.
+        pid: process id, in decimal digits.
+    """
+    return tag == machine_tag() and pid.isdigit() and not Path(f"/proc/{pid}").exists()
 
 
 def file_hash(path: Path) -> str:

@@ -58,6 +58,11 @@ class Input:
     filesystem: Any = field(default=None, repr=False)
     stream: Stored | None = field(default=None, repr=False)
 
+    @property
+    def local(self) -> bool:
+        """Whether this is a file on this machine that ``path`` names."""
+        return isinstance(self.filesystem, pafs.LocalFileSystem)
+
     def open(self) -> Stored:
         """Opens the file at its start; what was opened is to be closed.
 
@@ -133,7 +138,11 @@ def _explained(name: str) -> Iterator[None]:
         raise UsageError(f"{name}: no such file or folder; check the path") from error
     except PermissionError as error:
         raise MachineError(f"{name}: permission denied; make it readable") from error
-    except (pa.ArrowInvalid, NotImplementedError, UnicodeError) as error:
+    except UnicodeError as error:
+        raise UsageError(
+            f"{name!r}: a file name there is not UTF-8, so Arrow cannot list it; rename the file"
+        ) from error
+    except (pa.ArrowInvalid, NotImplementedError) as error:
         raise UsageError(f"{name}: cannot be opened: {one_line(error)}") from error
     except OSError as error:
         raise MachineError(f"{name}: cannot be read: {one_line(error)}") from error

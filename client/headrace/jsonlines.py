@@ -26,7 +26,6 @@ import pyarrow.compute as pc
 import pyarrow.json as pj
 
 from headrace.blocks import BadRow, Block, find_lines, is_utf8
-from headrace.errors import UsageError
 
 _OPEN, _CLOSE = b"{}"
 _GROUPS = (1 << 16, 256)  # rows read at once; pyarrow refuses more than 100,000
@@ -75,11 +74,7 @@ class JsonReader:
         self._bad: list[BadRow] = []
 
     def read(self) -> tuple[Any, Any | None, tuple[BadRow, ...]]:
-        """Returns texts: string[rows], ids: int64 or string [rows] or None, and the bad rows.
-
-        Raises:
-            UsageError: an id is not of the type.
-        """
+        """Returns texts: string[rows], ids: int64 or string [rows] or None, and the bad rows."""
         parts = self._read_range(0, len(self._lines.starts), _GROUPS)
         texts = pa.concat_arrays([pa.array([], pa.string()), *(part[0] for part in parts)])
         ids = None
@@ -158,9 +153,12 @@ class JsonReader:
             return text or "", found
         if fault is None:
             text, fault = _text(value, self._text_path)
+        found = None
+        if self._id_path is not None:
+            found, id_fault = self._id(_walk(value, self._id_path)[0])
+            fault = fault or id_fault
         if fault:
             self._note(row, fault)
-        found = None if self._id_path is None else self._id(_walk(value, self._id_path)[0], row)
         return "" if fault else text, found
 
     def _note(self, row: int, reason: str) -> None:
@@ -169,21 +167,22 @@ class JsonReader:
     def _line(self, row: int) -> int:
         return self._block.first_line + int(self._lines.numbers[row])
 
-    def _id(self, value: Any, row: int) -> int | str | None:
+    def _id(self, value: Any) -> tuple[int | str | None, str | None]:
+        """Returns an id, and what is wrong with it or None."""
         if value is None or value is _MISSING:
-            return None
+            return None, None
         if not self._string_ids:
             if (number := _integer(value)) is not None:
-                return number
-            fault = "not an integer of 64 bits; pass --id-type string"
+                return number, None
+            fault = "not an integer of 64 bits as the ids before it (--id-type string takes both)"
         elif isinstance(value, bool):
-            return "true" if value else "false"
+            return ("true" if value else "false"), None
         elif isinstance(value, str):
-            return "0" if value == "-0" and isinstance(value, _Number) else _mend(value)
+            number_zero = value == "-0" and isinstance(value, _Number)
+            return ("0" if number_zero else _mend(value)), None
         else:
-            fault = "not a string or a number; name another field with --id-field"
-        where = f"{self._block.file}, line {self._line(row)}"
-        raise UsageError(f"{where}: field '{self._id_field}' is {_name(value)}, {fault}")
+            fault = "not a string or a number"
+        return None, f"field '{self._id_field}' is {_name(value)}, {fault}"
 
 
 def first_id_type(block: Block, id_field: str) -> Literal["int64", "string"] | None:

@@ -38,6 +38,8 @@ class Output:
             OutputError: the output cannot be written.
             UsageError: the ids cannot have the type of the ids before them.
         """
+        # First of all: it takes the lock that keeps a second run off the files of the first.
+        sink = self._open(id_type)
         block, vectors = embedded.block, embedded.vectors
         for bad in block.bad:
             self._bad_rows.write(block.file, bad.line, block.first_row + bad.row, bad.reason)
@@ -49,7 +51,7 @@ class Output:
                 ids = pa.array(np.arange(first_row, first_row + len(valid)))
             ids, vectors = ids.filter(pa.array(valid)), vectors[valid]
             valid = np.ones(len(vectors), np.bool_)
-        self._open(id_type).write(vectors, valid, ids, first_row)
+        sink.write(vectors, valid, ids, first_row)
         self.rows += len(vectors)
 
     def commit(self, id_type: pa.DataType | None) -> None:
@@ -58,9 +60,8 @@ class Output:
         Raises:
             OutputError: they cannot be written.
         """
-        sink = self._open(id_type)
+        self._open(id_type).commit()
         self._bad_rows.commit()
-        sink.commit()
 
     def abort(self) -> None:
         """Removes what was written; an output that was there before stays."""
@@ -83,13 +84,12 @@ class Output:
         ids, block = embedded.block.ids, embedded.block
         if id_type is None:
             return None
-        if ids is None:
-            numbers = np.arange(block.first_row, block.first_row + len(block.valid))
-            ids = pa.array(numbers)
+        if ids is None:  # lines of plain text among records that have ids
+            return pa.nulls(len(block.valid), id_type)
         try:
             return ids.cast(id_type)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise UsageError(
-                f"{block.file}: its ids are of type {ids.type} and those before it {id_type}; "
-                f"embed the files apart, or pass --id-type string"
+                f"{block.file}: its ids are of type {ids.type}, those of the run {id_type}; "
+                f"pass --id-type string, or embed the files apart"
             ) from error

@@ -134,6 +134,11 @@ def check_settings(config: EmbedConfig, contract: Contract) -> None:
             f"the model {contract.name} on the server {have} normalise its vectors; "
             f"build a variant with: headrace build MODEL {want}".rstrip()
         )
+    if config.engine not in {"auto", contract.engine}:
+        raise UsageError(
+            f"--engine {config.engine}: the model {contract.name} on the server is computed by "
+            f"{contract.engine}; leave --engine out, or name another model"
+        )
     if config.precision not in {"auto", contract.precision}:
         raise UsageError(
             f"--precision {config.precision}: the model {contract.name} on the server computes in "

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from headrace.blocks import Block
 from headrace.config import EmbedConfig, IdType
-from headrace.errors import BadRowError, DamagedInputError
+from headrace.errors import BadRowError, DamagedInputError, UsageError
 from headrace.feeder import Feeder, Prepared
 from headrace.inputs import Input
 from headrace.progress import Counters
@@ -113,7 +113,8 @@ class Prefetch:
             if first and id_field:
                 self.id_type = self._decide_id_type(block, id_field)
             first = False
-            id_type: IdType = "int64" if self.id_type == pa.int64() else "string"
+            whole = self.id_type is not None and pa.types.is_integer(self.id_type)
+            id_type: IdType = "int64" if whole else "string"
             prepared = self._feeder.prepare(
                 block, id_field=id_field if self.id_type else None, id_type=id_type
             )
@@ -133,18 +134,43 @@ class Prefetch:
         if self._config.id_field is not None:
             return self._config.id_field
         tables = [item for item in self._inputs if item.format == "parquet"]
-        if any(column_type(item, DEFAULT_ID_FIELD) is None for item in tables):
-            return None
-        return DEFAULT_ID_FIELD
+        have = len(self._parquet_id_types(DEFAULT_ID_FIELD))
+        return DEFAULT_ID_FIELD if have == len(tables) else None
+
+    def _parquet_id_types(self, id_field: str) -> list[pa.DataType]:
+        """The types of this column in the Parquet inputs that have it, or are damaged (null)."""
+        kinds: list[pa.DataType] = []
+        for item in self._inputs:
+            if item.format != "parquet":
+                continue
+            try:
+                kind = column_type(item, id_field)
+            except DamagedInputError:  # it is reported when its turn comes
+                kind = pa.null()
+            if kind is not None:
+                kinds.append(kind.value_type if pa.types.is_dictionary(kind) else kind)
+        return kinds
+
+    def _common_id_type(self, id_field: str) -> pa.DataType:
+        """The type that holds the ids of every Parquet input."""
+        kinds = self._parquet_id_types(id_field)
+        schemas = [pa.schema([("id", kind)]) for kind in kinds]
+        try:
+            return pa.unify_schemas(schemas, promote_options="permissive").field("id").type
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            names = ", ".join(dict.fromkeys(map(str, kinds)))
+            raise UsageError(
+                f"the column {id_field!r} has types that do not go together ({names}); "
+                f"embed these files apart"
+            ) from error
 
     def _decide_id_type(self, block: Block, id_field: str) -> pa.DataType | None:
         """The type of the id column, by the first block; None where rows are numbered."""
-        if block.format == "text":
-            return None
-        if not isinstance(block.data, bytes):
-            return block.data.schema.field(id_field).type
-        detected = detect_id_type(block, id_field)
+        if self._config.id_type != "auto":
+            return pa.int64() if self._config.id_type == "int64" else pa.string()
+        if block.format == "parquet":
+            return self._common_id_type(id_field)
+        detected = detect_id_type(block, id_field)  # None, too, where the first block is text
         if detected is None and self._config.id_field is None:
             return None
-        wanted = self._config.id_type if self._config.id_type != "auto" else detected
-        return pa.int64() if wanted == "int64" else pa.string()
+        return pa.int64() if detected == "int64" else pa.string()

@@ -82,18 +82,23 @@ class ProgressLine:
         self._last = now
         line = describe(counters, now - self._start, self._total)
         if self._live:
-            self._stream.write("\r" + line.ljust(self._width))
+            self._write("\r" + line.ljust(self._width))
             self._width = len(line)
         else:
-            self._stream.write(line + "\n")
-        self._stream.flush()
+            self._write(line + "\n")
 
     def close(self) -> None:
         """Clears the line."""
         if self._width:
-            self._stream.write("\r" + " " * self._width + "\r")
-            self._stream.flush()
+            self._write("\r" + " " * self._width + "\r")
             self._width = 0
+
+    def _write(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except (OSError, ValueError):  # nobody can see it: the run goes on without
+            self._quiet, self._width = True, 0
 
 
 def describe(counters: Counters, seconds: float, total_bytes: int | None) -> str:

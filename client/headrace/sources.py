@@ -187,7 +187,10 @@ def _open_parquet(item: Input) -> Any:
 
 
 def _parquet_damage(item: Input, offset: int, error: Exception) -> DamagedInputError:
-    message = f"{item.name}: Parquet cannot be read at byte {offset}: {one_line(error)}"
+    message = (
+        f"{item.name}: the Parquet file is damaged, at or after byte {offset} "
+        f"({one_line(error)}); the rows before are kept, get a sound copy for the rest"
+    )
     return DamagedInputError(message, file=item.name, offset=offset)
 
 
@@ -208,7 +211,6 @@ def _find_column(schema: Any, column: str) -> tuple[tuple[str, ...], Any] | None
 
 def _check_columns(inputs: Sequence[Input], columns: tuple[str, ...]) -> None:
     """Checks all Parquet inputs before the first is read; a damaged one gets its turn later."""
-    types: dict[str, tuple[Any, str]] = {}
     for item in inputs:
         if item.format != "parquet":
             continue
@@ -226,12 +228,6 @@ def _check_columns(inputs: Sequence[Input], columns: tuple[str, ...]) -> None:
                 raise UsageError(
                     f"{item.name}: column '{column}' is {found[1]}, not a string; name another"
                 )
-            if number and types.setdefault(column, (found[1], item.name))[0] != found[1]:
-                kind, other = types[column]
-                raise UsageError(
-                    f"{item.name}: column '{column}' is {found[1]}, but {kind} in {other}; "
-                    "run them apart or convert one"
-                )
 
 
 def _read_parquet(
@@ -241,21 +237,45 @@ def _read_parquet(
         meta = file.metadata
         paths = [path for c in columns if (path := _find_column(file.schema_arrow, c))]
         names = [".".join(path) for path, _ in paths]
-        batch_rows = min(block_rows, _rows_of(meta, names[0], block_bytes))
-        batches = file.iter_batches(batch_size=batch_rows, columns=names, use_threads=False)
-        row = 0
-        while True:
-            try:
-                batch = next(batches, None)
-                batch = batch and _select(batch, columns, [path for path, _ in paths])
-            except (OSError, pa.ArrowException) as error:
-                raise _parquet_damage(item, _group_offset(meta, row), error) from error
-            if batch is None:
-                return
-            for piece in _split(batch, block_bytes):
+        options = {
+            "batch_size": min(block_rows, _rows_of(meta, names[0], block_bytes)),
+            "columns": names,
+            "use_threads": False,
+        }
+
+        def pieces(batch: Any, row: int) -> Iterator[_Piece]:
+            for piece in _split(_select(batch, columns, [path for path, _ in paths]), block_bytes):
                 first, row = row, row + piece.num_rows
                 offset = (item.size or 0) * row // max(meta.num_rows, 1)
                 yield _Piece(piece, first, piece.num_rows, offset)
+
+        row = 0
+        try:
+            for batch in file.iter_batches(**options):
+                yield from pieces(batch, row)
+                row += batch.num_rows
+        except (OSError, pa.ArrowException):
+            pass
+        else:
+            return
+    # Batches reach over row groups, so damage in one hides rows of those before: read these alone.
+    with _open_parquet(item) as file:
+        start = 0
+        for number in range(meta.num_row_groups):
+            stop = start + meta.row_group(number).num_rows
+            if stop <= row:
+                start = stop
+                continue
+            try:
+                for batch in file.iter_batches(**options, row_groups=[number]):
+                    known = max(0, row - start)
+                    start += batch.num_rows
+                    if known < batch.num_rows:
+                        yield from pieces(batch.slice(known), row)
+                        row = start
+            except (OSError, pa.ArrowException) as error:
+                raise _parquet_damage(item, _group_offset(meta, row), error) from error
+            start = stop
 
 
 def _rows_of(meta: Any, text: str, size: int) -> int:

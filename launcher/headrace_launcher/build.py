@@ -13,6 +13,7 @@ from headrace_launcher import repository as repo
 from headrace_launcher.encoder import GRAPH_VERSION, build_graph, write_graph
 from headrace_launcher.engines import openvino
 from headrace_launcher.models import Model, find_model
+from headrace_launcher.tokenizer import check_tokenizer
 
 # On the CPU 64 rows, 2,048 tokens and one batch for each core and more are as fast as anything
 # larger, and small batches pad less (measured with `python -m headrace_bench.throughput`).
@@ -83,9 +84,13 @@ def build(
     key = repo.cache_key(
         {
             # How many cores built it does not make an entry another.
-            "contract": replace(contract, name="", in_flight=0).to_json(),
+            # Nor does the way to it: models/x and ./models/x are one.
+            "contract": replace(contract, name="", model_id="", in_flight=0).to_json(),
             "config": dict(found.config),
-            "dense": [(layer.activation, layer.out_features) for layer in found.dense],
+            "dense": [
+                (layer.activation, layer.in_features, layer.out_features, layer.bias)
+                for layer in found.dense
+            ],
             "graph": GRAPH_VERSION,
             "hosted": file_hash(repo.HOSTED_MODEL),
         }
@@ -93,8 +98,13 @@ def build(
     wanted = name or entry_name(
         model, precision=precision, truncate_dim=truncate_dim, normalize=normalize, engine=engine
     )
+    keep_name = name is not None
+    if not force:  # without the lock, so that a repository that can only be read will do
+        folder, present = _place(repository, wanted, contract, key, keep_name=keep_name)
+        if present is not None:
+            return Entry(folder=folder, contract=present, built=False)
     with repo.locked(repository):
-        folder, present = _place(repository, wanted, contract, key, keep_name=name is not None)
+        folder, present = _place(repository, wanted, contract, key, keep_name=keep_name)
         if present is not None and not force:
             return Entry(folder=folder, contract=present, built=False)
         contract = replace(contract, name=folder.name)
@@ -111,6 +121,7 @@ def _contract(
     model: Model, precision: str, engine: str, truncate_dim: int | None, *, normalize: bool
 ) -> Contract:
     null = engine == "null"
+    vocab_size = check_tokenizer(model)
     return Contract(
         name="",
         model_id=model.model_id,
@@ -118,6 +129,7 @@ def _contract(
         weights_hash=model.weights_hash(),
         tokenizer_hash=file_hash(model.tokenizer),
         max_length=model.max_length,
+        vocab_size=vocab_size,
         pad_id=model.pad_id,
         pad_multiple=1,
         pooling=model.pooling,
@@ -166,4 +178,4 @@ def _write_engine(model: Model, contract: Contract, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix="graph-") as scratch:
         path = Path(scratch) / "model.onnx"
         write_graph(graph, path)
-        openvino.convert(path, folder)
+        openvino.convert(path, folder, dimension=contract.dimension)

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,11 +21,14 @@ from typing import Self
 
 import tritonclient.grpc as triton
 
-from headrace.errors import ServerError
+from headrace.contract import is_leftover, machine_tag
+from headrace.errors import ServerError, UsageError
 from headrace_launcher.triton import TritonInstallation
 
 STARTUP_SECONDS = 300.0
 STOP_SECONDS = 15.0
+WATCH_SECONDS = 0.5
+OBITUARY_SECONDS = 2.0
 KILL_SECONDS = 5.0
 SHM = Path("/dev/shm")  # noqa: S108 -- where Linux keeps POSIX shared memory
 _SHM_PREFIX = "headrace_stub_"
@@ -55,6 +59,7 @@ class Server:
         drain: whether a stop lets requests of others finish (some seconds) or ends it at once.
 
     Raises:
+        UsageError: from :meth:`start`, if the address or a port cannot be used.
         ServerError: from :meth:`start`, if the server does not become ready.
     """
 
@@ -77,8 +82,9 @@ class Server:
         self._drain = drain
         self._ports = (grpc_port, http_port, metrics_port)
         self._process: subprocess.Popen[bytes] | None = None
+        self._failure: str | None = None
         self._id = f"headrace-{os.getpid()}-{secrets.token_hex(4)}"
-        self._shm_prefix = f"{_SHM_PREFIX}{os.getpid()}_{secrets.token_hex(4)}_"
+        self._shm_prefix = f"{_SHM_PREFIX}{machine_tag()}_{os.getpid()}_{secrets.token_hex(4)}_"
         self._log = tempfile.TemporaryFile(prefix="headrace-triton-")  # noqa: SIM115 -- closed in stop
         self.endpoints: Endpoints
 
@@ -110,6 +116,7 @@ class Server:
             for attempt in range(3):
                 self._launch()
                 if self._wait_until_ready():
+                    self._watch_models()
                     return
                 reason = self.log_errors()
                 self._end_process()
@@ -130,6 +137,21 @@ class Server:
         for region in SHM.glob(f"{self._shm_prefix}*"):
             region.unlink(missing_ok=True)
         self._log.close()
+
+    def obituary(self) -> str | None:
+        """Returns why the server has died, or None if it lives (or died of our own will)."""
+        process = self._process
+        if process is None:
+            return None
+        with suppress(subprocess.TimeoutExpired):  # a broken connection may be quicker to notice
+            process.wait(OBITUARY_SECONDS)
+        if process.returncode is None:
+            return None
+        if self._failure is not None:
+            return self._failure
+        if process.returncode < 0:
+            return f"it was ended by {signal.Signals(-process.returncode).name}"
+        return f"it ended with status {process.returncode}: {self.log_errors()}"
 
     def poll(self) -> int | None:
         """Returns the exit status if the process has ended, else None."""
@@ -160,6 +182,9 @@ class Server:
 
     def _launch(self) -> None:
         grpc, http, metrics = self._ports
+        for option, port in (("grpc", grpc), ("http", http), ("metrics", metrics)):
+            if port and (option == "grpc" or http is not None):
+                _check_port(self._host, port, option)
         grpc = grpc or _free_port(self._host)
         command = [
             str(self._triton.binary),
@@ -191,6 +216,7 @@ class Server:
                 http=f"{self._host}:{http}",
                 metrics=f"{self._host}:{metrics}",
             )
+        parent = os.getpid()
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -199,7 +225,7 @@ class Server:
             env=_environment(self._triton),
             # Its own session: a Ctrl-C in the terminal is ours to handle, in our order.
             start_new_session=True,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509 -- one prctl call, no Python locks taken
+            preexec_fn=lambda: _die_with(parent),  # noqa: PLW1509 -- takes no lock
         )
 
     def _wait_until_ready(self) -> bool:
@@ -218,38 +244,102 @@ class Server:
                 time.sleep(0.05)
         return False
 
+    def _watch_models(self) -> None:
+        """Ends the server when a model's process dies: Triton would leave its requests unanswered.
+
+        The processes of models are the server's children.
+        """
+        process = self._process
+        assert process is not None
+        models = _children(process.pid)
+
+        def watch() -> None:
+            while process.poll() is None:
+                if dead := [pid for pid in models if _parent(pid) != process.pid]:
+                    self._failure = (
+                        f"the process {dead[0]} that computes the model has died (if the machine "
+                        f"ran out of memory, the kernel's log says so)"
+                    )
+                    process.kill()
+                    return
+                time.sleep(WATCH_SECONDS)
+
+        threading.Thread(target=watch, name="headrace-watch", daemon=True).start()
+
     def _end_process(self) -> None:
-        process, self._process = self._process, None
+        process = self._process
         if process is None:
             return
-        if self._drain and process.poll() is None:
-            process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(STOP_SECONDS)
-        # The session's remaining members are the models' own processes.
-        deadline = time.monotonic() + KILL_SECONDS
-        while time.monotonic() < deadline:
-            try:
-                os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                break
-            process.poll()  # reaps the leader, which counts as a member until then
-            time.sleep(0.01)
-        process.wait()
+        try:
+            if self._drain and process.poll() is None:
+                process.terminate()
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(STOP_SECONDS)
+        finally:  # also when a second Ctrl-C cuts the draining short
+            self._process = None
+            _kill_session(process)
+
+
+def _kill_session(process: subprocess.Popen[bytes]) -> None:
+    """Kills a server and the models' processes, which share its session, and waits for the end."""
+    deadline = time.monotonic() + KILL_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            break
+        process.poll()  # reaps the leader, which counts as a member until then
+        time.sleep(0.01)
+    process.wait()
+
+
+def _children(pid: int) -> list[int]:
+    """Returns the ids of a process's children that live."""
+    numbers = (int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit())
+    return [number for number in numbers if _parent(number) == pid]
+
+
+def _parent(pid: int) -> int | None:
+    """Returns the parent of a process that lives; None for one that is gone or a zombie."""
+    try:
+        # proc(5): pid (name) state ppid; the name may hold anything, even parentheses.
+        state, parent, *_ = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return int(parent) if state not in {"Z", "X"} else None
 
 
 def sweep_stub_regions() -> None:
     """Removes shared memory that servers of dead headrace processes have left behind."""
     for region in SHM.glob(f"{_SHM_PREFIX}*"):
-        pid = region.name.removeprefix(_SHM_PREFIX).split("_", 1)[0]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+        tag, pid, *_ = [*region.name.removeprefix(_SHM_PREFIX).split("_"), "", ""]
+        if is_leftover(tag, pid):
             region.unlink(missing_ok=True)
 
 
 def _free_port(host: str) -> int:
     with socket.socket() as probe:
-        probe.bind((host, 0))
+        try:
+            probe.bind((host, 0))
+        except OSError as error:
+            raise UsageError(
+                f"--listen {host}: this machine has no such IPv4 address ({error.strerror}); "
+                f"use 127.0.0.1, or 0.0.0.0 for every one"
+            ) from error
         return int(probe.getsockname()[1])
+
+
+def _check_port(host: str, port: int, option: str) -> None:
+    _free_port(host)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError) as error:
+            raise UsageError(
+                f"port {port} of {host} cannot be used ({error}); pass another one with "
+                f"--{option}-port, or 0 for a free one"
+            ) from error
 
 
 def _environment(triton: TritonInstallation) -> dict[str, str]:
@@ -258,8 +348,9 @@ def _environment(triton: TritonInstallation) -> dict[str, str]:
     ``VIRTUAL_ENV`` and ``PYTHONHOME`` of the caller's shell would lead the stub elsewhere.
     """
     environment = {k: v for k, v in os.environ.items() if k not in {"PYTHONHOME", "VIRTUAL_ENV"}}
+    # Triton starts its models through a shell, so the system's folders must be there too.
     environment["PATH"] = os.pathsep.join(
-        [str(Path(sys.executable).parent), environment.get("PATH", os.defpath)]
+        [str(Path(sys.executable).parent), environment.get("PATH", ""), os.defpath]
     )
     libraries = [str(folder) for folder in triton.library_folders]
     if inherited := environment.get("LD_LIBRARY_PATH"):
@@ -269,6 +360,14 @@ def _environment(triton: TritonInstallation) -> dict[str, str]:
     return environment
 
 
-def _die_with_parent() -> None:
-    # prctl(2): the kernel sends the signal when the starting thread ends, however it ends.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+_prctl = ctypes.CDLL(None).prctl  # bound here: nothing is loaded between fork and exec
+
+
+def _die_with(parent: int) -> None:
+    """Has the kernel kill this process when the thread that started it ends, however it ends.
+
+    SIGKILL, as Triton does not heed SIGTERM while it starts (prctl(2), PR_SET_PDEATHSIG).
+    """
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the call
+        os._exit(1)

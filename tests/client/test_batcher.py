@@ -30,6 +30,7 @@ def contract():
         weights_hash="",
         tokenizer_hash="",
         max_length=128,
+        vocab_size=100,
         pad_id=7,
         pad_multiple=4,
         pooling="mean",

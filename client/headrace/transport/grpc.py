@@ -9,7 +9,7 @@ import tritonclient.grpc as triton
 from numpy.typing import NDArray
 
 from headrace.contract import EMBEDDING, Contract
-from headrace.transport.base import Slot, SlotSize, Transport
+from headrace.transport.base import Slot, SlotSize, Transport, wrong_shape
 
 
 class GrpcTransport(Transport):
@@ -22,7 +22,7 @@ class GrpcTransport(Transport):
     ) -> None:
         super().__init__(client, contract)
         size = SlotSize.of(contract)
-        self._shape = (-1, size.dimension)
+        self._size = size
         self.slots = slots
         for index in range(slots):
             ids, mask = np.empty((2, size.tokens), np.int32)
@@ -37,8 +37,8 @@ class GrpcTransport(Transport):
 
     def _read(self, slot: Slot, result: triton.InferResult) -> NDArray[np.floating[Any]]:
         vectors: NDArray[np.floating[Any]] = result.as_numpy(EMBEDDING)
-        if vectors is None or vectors.shape != (slot.rows, self._shape[1]):
-            raise ValueError(f"expected {slot.rows} vectors of {self._shape[1]} numbers")
+        if vectors.shape != (slot.rows, self._size.dimension):
+            raise wrong_shape(slot, self._size, list(vectors.shape))
         return vectors
 
     def _close(self) -> None:

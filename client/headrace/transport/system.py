@@ -1,7 +1,7 @@
 """Batches in POSIX shared memory: for a server on the same machine.
 
 One region holds every slot: ids, mask and vectors side by side. The server reads and writes it in
-place; only names and offsets travel. Regions are named ``headrace-NAMESPACE-PID-RANDOM``, so that
+place; only names and offsets travel. Regions are named ``headrace-MACHINE-PID-RANDOM``, so that
 the leftovers of a process that died can be told from those of one that lives.
 """
 
@@ -19,9 +19,9 @@ import numpy as np
 import tritonclient.grpc as triton
 from numpy.typing import NDArray
 
-from headrace.contract import Contract
+from headrace.contract import EMBEDDING, Contract, is_leftover, machine_tag
 from headrace.errors import MachineError
-from headrace.transport.base import Slot, SlotSize, Transport, server_errors
+from headrace.transport.base import Slot, SlotSize, Transport, server_errors, wrong_shape
 
 SHM = Path("/dev/shm")  # noqa: S108 -- where Linux keeps POSIX shared memory
 _PREFIX = "headrace"
@@ -75,7 +75,9 @@ class SystemTransport(Transport):
         output.set_shared_memory(self._region.name, vector_bytes, offset=start + self._vectors_at)
 
     def _read(self, slot: Slot, result: triton.InferResult) -> NDArray[np.floating[Any]]:
-        del result
+        shape = list(result.get_output(EMBEDDING).shape)
+        if shape != [slot.rows, self._size.dimension]:
+            raise wrong_shape(slot, self._size, shape)
         start = self._stride * slot.index + self._vectors_at
         numbers = slot.rows * self._size.dimension
         view = self._region.view(start, self._size.dtype, numbers)
@@ -94,7 +96,7 @@ class _Region:
     """A shared-memory object of this process: made, mapped, and removed."""
 
     def __init__(self, size: int) -> None:
-        self.name = f"{_PREFIX}-{_pid_namespace()}-{os.getpid()}-{secrets.token_hex(6)}"
+        self.name = f"{_PREFIX}-{machine_tag()}-{os.getpid()}-{secrets.token_hex(6)}"
         self.size = size
         self.gone = False
         path = SHM / self.name
@@ -132,7 +134,7 @@ class _Region:
 def sweep(client: triton.InferenceServerClient | None = None) -> None:
     """Removes the regions of headrace processes that are gone, here and on the server.
 
-    Only regions of this PID namespace whose process is dead are touched.
+    Only regions of this machine and PID namespace whose process is dead are touched.
     """
     leftovers = {path.name for path in SHM.glob(f"{_PREFIX}-*") if _is_leftover(path.name)}
     if client is not None:
@@ -148,14 +150,7 @@ def sweep(client: triton.InferenceServerClient | None = None) -> None:
 
 def _is_leftover(name: str) -> bool:
     parts = name.split("-")
-    if len(parts) != 4 or parts[0] != _PREFIX or not parts[2].isdigit():
-        return False
-    return parts[1] == _pid_namespace() and not Path(f"/proc/{parts[2]}").exists()
-
-
-def _pid_namespace() -> str:
-    """The number of this PID namespace: elsewhere the same process id is another process."""
-    return str(Path("/proc/self/ns/pid").stat().st_ino)
+    return len(parts) == 4 and parts[0] == _PREFIX and is_leftover(parts[1], parts[2])
 
 
 def _aligned(size: int) -> int:

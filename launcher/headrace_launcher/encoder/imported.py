@@ -9,7 +9,7 @@ from onnx import TensorProto, compose, helper, numpy_helper
 from headrace.contract import ATTENTION_MASK, INPUT_IDS
 from headrace.errors import UsageError
 from headrace_launcher.encoder.graph import GraphBuilder
-from headrace_launcher.models import Model
+from headrace_launcher.models import OFFSET_FAMILIES, Model
 from headrace_launcher.onnxfile import load_onnx
 
 PREFIX = "encoder/"  # in front of every name of the imported graph, so that none meets ours
@@ -41,7 +41,7 @@ def add_imported(graph: GraphBuilder, encoder: onnx.ModelProto, model: Model) ->
     constants = {tensor.name for tensor in inner.initializer}
     for value in inner.input:
         if value.name not in constants:
-            _feed(graph, value)
+            _feed(graph, value, model)
     graph.initializers.extend(inner.initializer)
     graph.sparse_initializers.extend(inner.sparse_initializer)
     graph.nodes.extend(inner.node)
@@ -88,7 +88,7 @@ def opset(proto: onnx.ModelProto) -> int:
     return next((int(o.version) for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
 
 
-def _feed(graph: GraphBuilder, value: onnx.ValueInfoProto) -> None:
+def _feed(graph: GraphBuilder, value: onnx.ValueInfoProto, model: Model) -> None:
     """Computes one input of the encoder, under its prefixed name."""
     wish, kind = value.name.removeprefix(PREFIX), value.type.tensor_type.elem_type
     if kind not in INTEGERS:
@@ -105,6 +105,11 @@ def _feed(graph: GraphBuilder, value: onnx.ValueInfoProto) -> None:
         shape = graph.add("Shape", INPUT_IDS)
         graph.add("ConstantOfShape", shape, value=zero, output=value.name)
     elif wish == "position_ids":
+        if model.family in OFFSET_FAMILIES:
+            raise UsageError(
+                f"the model's ONNX file wants position_ids, which {model.family} counts in its own "
+                "way; export it without them: optimum-cli export onnx --task feature-extraction"
+            )
         # 0, 1, 2... in every row: ones, summed up, less one.
         one = numpy_helper.from_array(np.ones(1, np.int32))
         ones = graph.add("ConstantOfShape", graph.add("Shape", INPUT_IDS), value=one)

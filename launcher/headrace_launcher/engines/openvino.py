@@ -51,12 +51,27 @@ def _native_bf16() -> bool:
     return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def convert(graph: Path, folder: Path) -> None:
+def convert(graph: Path, folder: Path, *, dimension: int) -> None:
     """Converts an fp32 ONNX file to ``model.xml`` and ``model.bin`` in ``folder``.
 
     The weights stay fp32; the precision of the computation is chosen when the model is loaded.
+
+    Args:
+        graph: the ONNX file.
+        folder: where the two files go.
+        dimension: length of the vectors that the graph must give.
+
+    Raises:
+        UsageError: the graph gives vectors of another length.
     """
     version()
     import openvino as ov
 
-    ov.save_model(ov.Core().read_model(graph), folder / MODEL_FILE, compress_to_fp16=False)
+    model = ov.Core().read_model(graph)
+    width = model.output(0).partial_shape[1]
+    if width.is_static and width.get_length() != dimension:
+        raise UsageError(
+            f"the model gives vectors of {width.get_length()} numbers, its configuration says "
+            f"{dimension}; correct hidden_size in config.json"
+        )
+    ov.save_model(model, folder / MODEL_FILE, compress_to_fp16=False)

@@ -13,15 +13,24 @@ from __future__ import annotations
 
 import ctypes
 import json
+import queue
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
 Answer = Callable[["NDArray[np.float32] | None", "Exception | None"], None]
+
+
+class Limits(NamedTuple):
+    """What a request may hold: tokens a row, and ids below a number."""
+
+    length: int
+    vocabulary: int
 
 
 class Engine(Protocol):
@@ -38,7 +47,10 @@ class Engine(Protocol):
 
 
 class OpenVinoEngine:
-    """An OpenVINO model whose requests run over all of its streams at once."""
+    """An OpenVINO model with a thread for each of its streams.
+
+    Threads, and not OpenVINO's own queue: that one never calls back where an inference fails.
+    """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         import openvino as ov
@@ -47,27 +59,35 @@ class OpenVinoEngine:
             "PERFORMANCE_HINT": "THROUGHPUT",
             "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[settings["precision"]],
         }
-        self._core = ov.Core()
-        self._model = self._core.compile_model(folder / "model.xml", "CPU", hints)
-        self._queue = ov.AsyncInferQueue(self._model)
-        self._queue.set_callback(self._finished)
-
-    @staticmethod
-    def _finished(request: Any, answer: Answer) -> None:
-        try:
-            vectors = request.get_output_tensor(0).data
-        except Exception as error:  # noqa: BLE001 -- whatever it was, the client must hear of it
-            answer(None, error)
-        else:
-            answer(vectors, None)
+        model = ov.Core().compile_model(folder / "model.xml", "CPU", hints)
+        streams = int(model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+        self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for _ in range(streams):
+            self._free.put(model.create_infer_request())
+        self._pool = ThreadPoolExecutor(streams, thread_name_prefix="stream")
 
     def submit(self, ids: NDArray[np.int32], mask: NDArray[np.int32], answer: Answer) -> None:
         """See :meth:`Engine.submit`."""
-        self._queue.start_async({"input_ids": ids, "attention_mask": mask}, userdata=answer)
+        request = self._free.get()
+        self._pool.submit(self._infer, request, ids, mask, answer)
 
     def close(self) -> None:
         """See :meth:`Engine.close`."""
-        self._queue.wait_all()
+        self._pool.shutdown()
+
+    def _infer(
+        self, request: Any, ids: NDArray[np.int32], mask: NDArray[np.int32], answer: Answer
+    ) -> None:
+        try:
+            try:
+                request.infer({"input_ids": ids, "attention_mask": mask}, share_inputs=True)
+                vectors = request.get_output_tensor(0).data
+            except Exception as error:  # noqa: BLE001 -- whatever it was, the client must hear of it
+                answer(None, error)
+            else:
+                answer(vectors, None)
+        finally:
+            self._free.put(request)
 
 
 class NullEngine:
@@ -127,6 +147,9 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         settings = json.loads(config["parameters"]["headrace"]["string_value"])
         folder = Path(args["model_repository"]) / args["model_version"]
+        self._limits = Limits(
+            length=settings["buckets"][-1]["max_length"], vocabulary=settings["vocab_size"]
+        )
         self._engine: Engine
         if settings["engine"] == "openvino":
             self._engine = OpenVinoEngine(folder, settings)
@@ -140,7 +163,7 @@ class TritonPythonModel:
         for request in requests:
             answer = _answer_to(request)
             try:
-                self._engine.submit(*_tokens_of(request), answer)
+                self._engine.submit(*_tokens_of(request, self._limits), answer)
             except Exception as error:  # noqa: BLE001 -- whatever it was, the client must hear of it
                 answer(None, error)
 
@@ -149,18 +172,31 @@ class TritonPythonModel:
         self._engine.close()
 
 
-def _tokens_of(request: Any) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Returns the request's ids and mask, int32[rows, length] each, in place."""
+def _tokens_of(request: Any, limits: Limits) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Returns copies of the request's ids and mask, int32[rows, length] each.
+
+    Copies, because the request's own memory may go as soon as ``execute`` returns.
+
+    Raises:
+        ValueError: they do not fit each other or the model.
+    """
     ids, mask = (
-        np.from_dlpack(pb_utils.get_input_tensor_by_name(request, name)).astype(
-            np.int32, copy=False
-        )
+        np.array(np.from_dlpack(pb_utils.get_input_tensor_by_name(request, name)), np.int32)
         for name in ("input_ids", "attention_mask")
     )
     if ids.shape != mask.shape:
         raise ValueError(
             f"input_ids has shape {list(ids.shape)} and attention_mask {list(mask.shape)}; "
             f"they must be equal"
+        )
+    if not 0 < ids.shape[1] <= limits.length:
+        raise ValueError(
+            f"rows of {ids.shape[1]} tokens; the model takes 1 to {limits.length} tokens"
+        )
+    if ids.size and not (ids.min() >= 0 and ids.max() < limits.vocabulary):
+        raise ValueError(
+            f"token ids from {ids.min()} to {ids.max()}; the model knows 0 to "
+            f"{limits.vocabulary - 1}"
         )
     return ids, mask
 
