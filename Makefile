@@ -40,10 +40,10 @@ demo: $(VENV)/.user ## embed examples/passages.jsonl and search it
 	$(BIN)/headrace embed examples/passages.jsonl -o demo/embeddings.npy --model $(MODEL) --overwrite
 	@$(BIN)/python examples/search.py examples/passages.jsonl demo/embeddings.npy --model $(MODEL)
 
-test: $(VENV)/.dev ## all tests that need neither torch nor a GPU
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not torch and not gpu'
+test: $(VENV)/.dev ## all tests; those against torch run where torch is installed
+	$(BIN)/python -m pytest -n 2 -m 'not gpu'
 
-test-torch: $(VENV)/.torch ## the tests against sentence-transformers and transformers
+test-torch: $(VENV)/.torch ## install torch, then the tests against sentence-transformers
 	$(BIN)/python -m pytest -m torch
 
 test-gpu: $(VENV)/.dev ## the tests that need an NVIDIA GPU
@@ -64,4 +64,4 @@ bench: $(VENV)/.torch ## compare with sentence-transformers and with the engine 
 	$(BIN)/python -m headrace_bench.memory
 
 clean: ## remove what the targets made (the user's cache stays)
-	rm -rf $(VENV) demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

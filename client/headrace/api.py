@@ -141,7 +141,8 @@ def _check_files(config: EmbedConfig) -> None:
     for name, path in files.items():
         if path.is_dir() or not path.absolute().parent.is_dir():
             raise UsageError(f"the {name} {path} is not a file in a folder that exists; mend that")
-        if path.exists() and not config.overwrite:
+        # A report is replaced as reports are everywhere; vectors and errors of a run are not.
+        if path.exists() and path != config.report and not config.overwrite:
             raise UsageError(f"the {name} {path} exists; pass --overwrite to replace it")
 
 

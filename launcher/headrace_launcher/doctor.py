@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,16 @@ def _triton() -> Check:
     if (folder / "READY").exists():
         found = f"{triton.TRITON_VERSION}, embedded, in {folder}"
         return Check(name="Triton", mark="ok", found=found)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder.parent).close()
+    except OSError as error:
+        return Check(
+            name="Triton",
+            mark="missing",
+            found=f"not here yet, and {folder.parent} cannot be written ({error.strerror})",
+            remedy="set XDG_CACHE_HOME to a folder that can be written",
+        )
     source = os.environ.get(triton.WHEEL_VARIABLE) or "the package index (55 MB)"
     return Check(
         name="Triton",

@@ -184,6 +184,47 @@ def test_parquet_ids_of_kindred_types_meet_in_the_wider(run, tmp_path, first, se
     assert column.cast(pa.string()).to_pylist() == ["1", "1"]
 
 
+def test_rows_without_ids_among_rows_with_ids_get_none(run, tmp_path):
+    source = jsonl(tmp_path / "a.jsonl", [{"id": "x", "text": "a"}])
+    (tmp_path / "b.txt").write_text("b\nc\n")
+    run(source, tmp_path / "b.txt", output="out.parquet")
+    assert pq.read_table(tmp_path / "out.parquet")["id"].to_pylist() == ["x", None, None]
+    run(tmp_path / "b.txt", source, output="two.parquet", id_field="id")
+    assert pq.read_table(tmp_path / "two.parquet")["id"].to_pylist() == [None, None, "x"]
+
+
+def test_an_id_type_of_ones_choice_holds_for_every_format(run, tmp_path):
+    pq.write_table(pa.table({"id": [1], "text": ["a"]}), tmp_path / "a.parquet")
+    source = jsonl(tmp_path / "b.jsonl", [{"id": "x", "text": "b"}])
+    run(tmp_path / "a.parquet", source, output="out.parquet", id_type="string")
+    assert pq.read_table(tmp_path / "out.parquet")["id"].to_pylist() == ["1", "x"]
+
+
+@pytest.mark.parametrize("output", ["out.npy", "out.parquet"])
+def test_a_damaged_parquet_file_keeps_the_files_before_it(run, tmp_path, output):
+    source = jsonl(tmp_path / "a.jsonl", [{"id": 1, "text": "a"}, {"id": 2, "text": "b"}])
+    (tmp_path / "b.parquet").write_bytes(b"PAR1" + b"nothing of the kind" + b"PAR1")
+    report, damage, _ = run(source, tmp_path / "b.parquet", output=output)
+    assert "b.parquet" in str(damage)
+    assert report.rows == 2
+
+
+def test_a_second_run_on_the_same_output_leaves_the_first_ones_files(run, tmp_path):
+    from headrace.errors import OutputError
+    from headrace.sinks import open_sink
+
+    first = open_sink(
+        tmp_path / "out.npy", dimension=DIMENSION, dtype="float32", id_type=None, overwrite=False
+    )
+    partial = tmp_path / "out.npy.errors.jsonl.partial"
+    partial.write_text("of the first")
+    source = jsonl(tmp_path / "in.jsonl", [{"text": 1}])
+    with pytest.raises(OutputError):
+        run(source)
+    assert partial.read_text() == "of the first"
+    first.commit()
+
+
 def test_parquet_ids_that_have_nothing_in_common_are_refused(run, tmp_path):
     for name, ids in (("a", [1]), ("b", [b"x"])):
         pq.write_table(pa.table({"id": ids, "text": ["x"]}), tmp_path / f"{name}.parquet")

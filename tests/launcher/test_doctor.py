@@ -45,6 +45,15 @@ def test_what_is_missing_comes_with_its_remedy(monkeypatch, tmp_path):
     assert triton.WHEEL_VARIABLE in found["Triton"].remedy
 
 
+def test_a_cache_that_cannot_be_written_is_told(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    found = checks()["Triton"]
+    assert found.mark == "missing"
+    assert "XDG_CACHE_HOME" in found.remedy
+
+
 def test_gpus_are_named_as_the_driver_names_them(monkeypatch, tmp_path):
     monkeypatch.setattr(gpus, "_DRIVER", tmp_path)
     assert gpus.find_gpus() == []
