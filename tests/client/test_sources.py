@@ -304,6 +304,7 @@ def test_parquet_columns_are_checked_first(tmp_path, columns, match):
         read_blocks(find_inputs([str(tmp_path)]), columns=columns, **LIMITS)
 
 
+@pytest.mark.parametrize("cut", [4, 12, 1000, -1])
 def test_truncated_parquet_is_damage(tmp_path, cut):
     (tmp_path / "a.txt").write_bytes(b"hello\n")
     path = tmp_path / "b.parquet"
