@@ -54,7 +54,7 @@ def read_entry(folder: Path) -> tuple[Contract, str] | None:
     return contract, config.parameters[KEY_PARAMETER].string_value
 
 
-def hosted_config(contract: Contract, *, key: str, instances: int = 1) -> pb.ModelConfig:
+def hosted_config(contract: Contract, *, key: str) -> pb.ModelConfig:
     """Returns the ``config.pbtxt`` message of a model hosted by ``hosted/model.py`` on the CPU."""
     config = pb.ModelConfig(
         name=contract.name,
@@ -65,7 +65,7 @@ def hosted_config(contract: Contract, *, key: str, instances: int = 1) -> pb.Mod
         config.input.add(name=name, data_type=pb.TYPE_INT32, dims=[-1])
     kind = {"float32": pb.TYPE_FP32, "float16": pb.TYPE_FP16}[contract.dtype]
     config.output.add(name=EMBEDDING, data_type=kind, dims=[contract.dimension])
-    config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=instances)
+    config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
     config.version_policy.specific.versions.append(int(VERSION_FOLDER))
     config.parameters[PARAMETER].string_value = contract.to_json()
     config.parameters[KEY_PARAMETER].string_value = key

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -129,7 +130,8 @@ class Transport(ABC):
         self.slots = 0
         self._client = client
         self._model = contract.name
-        self._free: list[Slot] = []
+        # In turn, not the last one first: every slot's memory is touched early, none later.
+        self._free: deque[Slot] = deque()
         self._done: queue.SimpleQueue[Slot] = queue.SimpleQueue()
         self._in_flight = 0
 
@@ -140,7 +142,7 @@ class Transport(ABC):
 
     def acquire(self) -> Slot | None:
         """Returns a free slot, or None if there is none: then ``collect`` one first."""
-        return self._free.pop() if self._free else None
+        return self._free.popleft() if self._free else None
 
     def submit(self, slot: Slot) -> None:
         """Sends the slot's batch and returns at once.

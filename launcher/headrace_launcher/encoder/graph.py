@@ -60,14 +60,6 @@ class GraphBuilder:
         self.nodes.append(helper.make_node(operator, inputs, [name], name=name, **attributes))
         return name
 
-    def split(self, tensor: str, parts: int, *, width: int) -> list[str]:
-        """Cuts the last axis of ``tensor`` into ``parts`` pieces of ``width`` each."""
-        outputs = [self.name(f"{tensor}/{part}") for part in range(parts)]
-        sizes = self.ints([width] * parts)
-        node = helper.make_node("Split", [tensor, sizes], outputs, name=outputs[0], axis=-1)
-        self.nodes.append(node)
-        return outputs
-
     def constant(self, values: npt.ArrayLike, *, output: str = "constant") -> str:
         """Adds a constant of the array's own dtype and returns its name."""
         name = self.name(output)

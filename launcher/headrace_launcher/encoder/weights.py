@@ -78,10 +78,6 @@ class Weights:
             "is wanted on its own with save_pretrained"
         )
 
-    def has(self, name: str) -> bool:
-        """Returns whether there is a tensor of this name."""
-        return self._find(name) is not None
-
     def get(self, name: str, shape: tuple[int | None, ...]) -> Array:
         """Returns a tensor in FP32.
 
