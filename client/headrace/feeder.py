@@ -33,7 +33,7 @@ class Prepared:
         file: the input that it comes from.
         first_row: number of its first record in the whole run.
         bytes_done: bytes of input, as stored, up to its end.
-        tokens: of every row; bad rows have none.
+        tokens: of every row; those of a bad row stand for an empty text and are not used.
         ids: the id column, or None.
         bad: its bad rows.
     """
@@ -103,11 +103,7 @@ class Feeder:
         self._bytes_finished = 0
 
     def prepare(self, block: Block, *, id_field: str | None, id_type: IdType) -> Prepared:
-        """Parses and tokenizes a block; bad rows get no tokens.
-
-        Raises:
-            UsageError: an id does not have the type of the ids before it.
-        """
+        """Parses and tokenizes a block; of a bad row nothing is sent to the server."""
         with self._counters.timed("parse"):
             records = parse(
                 block, text_field=self._config.text_field, id_field=id_field, id_type=id_type

@@ -42,10 +42,7 @@ def parse(block: Block, *, text_field: str, id_field: str | None, id_type: IdTyp
         id_type: type of JSONL ids, ``int64`` or ``string``; a Parquet column keeps its own.
 
     Returns:
-        As many rows as the block has records.
-
-    Raises:
-        UsageError: an id is not of the type.
+        As many rows as the block has records; one whose id is not of the type is a bad row.
     """
     if block.format == "jsonl":
         if id_field is not None and id_type == "auto":

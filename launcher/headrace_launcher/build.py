@@ -15,8 +15,7 @@ from headrace_launcher.engines import openvino
 from headrace_launcher.models import Model, find_model
 from headrace_launcher.tokenizer import check_tokenizer
 
-# On the CPU 64 rows, 2,048 tokens and one batch for each core and more are as fast as anything
-# larger, and small batches pad less (measured with `python -m headrace_bench.throughput`).
+# On the CPU larger batches were not faster, and small ones pad less (docs/benchmarks.md).
 TOKEN_BUDGET = 2048
 MOST_ROWS = 64
 LEAST_IN_FLIGHT = 4
@@ -83,8 +82,8 @@ def build(
     contract = _contract(found, precision, engine, truncate_dim, normalize=normalize)
     key = repo.cache_key(
         {
-            # How many cores built it does not make an entry another.
-            # Nor does the way to it: models/x and ./models/x are one.
+            # Neither its name, nor how many cores built it, nor the way to the model makes an
+            # entry another: models/x and ./models/x are one.
             "contract": replace(contract, name="", model_id="", in_flight=0).to_json(),
             "config": dict(found.config),
             "dense": [

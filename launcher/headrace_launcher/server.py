@@ -113,7 +113,8 @@ class Server:
         """
         sweep_stub_regions()
         try:
-            for attempt in range(3):
+            # Again where a free port was taken between our look and the server's bind.
+            for _ in range(3):
                 self._launch()
                 if self._wait_until_ready():
                     self._watch_models()
@@ -121,9 +122,6 @@ class Server:
                 reason = self.log_errors()
                 self._end_process()
                 if "address already in use" not in reason.lower() or 0 not in self._ports:
-                    break
-                # A free port was taken between our look and the server's bind: look again.
-                if attempt == 2:
                     break
         except BaseException:
             self.stop()
