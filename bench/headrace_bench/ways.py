@@ -22,7 +22,7 @@ from headrace.batcher import fill, plan_batches
 from headrace.config import EmbedConfig
 from headrace.contract import TOKENIZER_FILE
 from headrace.inputs import find_inputs
-from headrace.pipeline import choose_prompt
+from headrace.pipeline import block_rows, choose_prompt
 from headrace.records import parse
 from headrace.sources import read_blocks
 from headrace.tokenizer import TextTokenizer
@@ -80,7 +80,7 @@ class Workload:
             find_inputs([str(path)]),
             columns=[config.text_field],
             block_bytes=config.block_bytes,
-            block_rows=config.block_rows,
+            block_rows=block_rows(config, self.contract),
         )
         for block in blocks:
             records = parse(block, text_field=config.text_field, id_field=None, id_type="string")

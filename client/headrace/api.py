@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack
 
 from headrace.config import (
     Dtype,
@@ -18,6 +18,7 @@ from headrace.config import (
     OnError,
     Precision,
     TransportChoice,
+    WordCacheChoice,
 )
 from headrace.contract import TOKENIZER_FILE, entry_name, file_hash, model_slug
 from headrace.errors import (
@@ -56,10 +57,12 @@ class Settings(TypedDict, total=False):
     tokenizer: str | PathLike[str] | None
     on_error: OnError
     overwrite: bool
+    feeders: int | Literal["auto"]
+    word_cache: WordCacheChoice
     quiet: bool
     report: str | PathLike[str] | None
     block_bytes: int
-    block_rows: int
+    block_rows: int | None
 
 
 def embed(

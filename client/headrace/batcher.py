@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from headrace.contract import Bucket, Contract
 from headrace.tokens import Tokens
 
+MOST_PADDING = 0.05
+_LEAST_PART = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -32,7 +35,9 @@ def plan_batches(
 
     A batch lies in one of the contract's buckets, has at most the bucket's ``max_batch`` rows and
     at most ``token_budget`` padded tokens (but always one row), and is padded to its own longest
-    row, rounded up to ``pad_multiple``. The same lengths always give the same batches.
+    row, rounded up to ``pad_multiple``. It ends sooner where its rows would be so unlike that
+    more than :data:`MOST_PADDING` of it were padding, but not below an eighth of the budget: small
+    batches cost too. The same lengths always give the same batches.
 
     Args:
         lengths: int64[rows of the block]; tokens of each row, at most ``length_limit``.
@@ -49,7 +54,7 @@ def plan_batches(
         count = min(bucket.max_batch, max(1, contract.token_budget // length))
         # Rows at or below `shorter` belong to the bucket before.
         first_of_bucket = int(np.searchsorted(sorted_lengths[:end], shorter, side="right"))
-        start = max(end - count, first_of_bucket)
+        start = end - _alike(sorted_lengths[max(end - count, first_of_bucket) : end], contract)
         yield Batch(rows=order[start:end], length=length)
         end = start
 
@@ -72,12 +77,25 @@ def fill(
     """
     starts = tokens.offsets[batch.rows]
     lengths = tokens.offsets[batch.rows + 1] - starts
-    used = np.arange(batch.length) < lengths[:, None]
-    mask[...] = used
-    ids.fill(pad_id)
-    ends = np.cumsum(lengths)
-    within = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
-    ids[used] = tokens.ids[np.repeat(starts, lengths) + within]
+    positions = np.arange(batch.length)
+    if len(tokens.ids):
+        # Past a row's end these are the tokens of other rows, until padding overwrites them.
+        np.take(tokens.ids, starts[:, None] + positions, mode="clip", out=ids)
+    shortest = int(lengths.min())
+    unused = positions[shortest:] >= lengths[:, None]
+    mask[:, :shortest] = 1
+    np.logical_not(unused, out=mask[:, shortest:])
+    np.copyto(ids[:, shortest:], pad_id, where=unused)
+
+
+def _alike(lengths: NDArray[np.int64], contract: Contract) -> int:
+    """Returns how many of the longest of ``lengths``, ascending, make a batch of like rows."""
+    padded = lengths[-1] * np.arange(1, len(lengths) + 1)
+    padding = padded - np.cumsum(lengths[::-1])
+    least = contract.token_budget // _LEAST_PART
+    good = (padding <= MOST_PADDING * padded) | (padded <= least)
+    good[0] = True
+    return int(np.flatnonzero(good)[-1]) + 1
 
 
 def _bucket_of(length: int, buckets: Sequence[Bucket]) -> tuple[Bucket, int]:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from headrace.config import Format
+from headrace.config import Format, IdType
 
 _NEWLINE, _RETURN = 0x0A, 0x0D
 _BLANKS = b" \t\r"
@@ -48,6 +48,25 @@ class Block:
     first_line: int
     rows: int
     bytes_done: int
+
+
+@dataclass(frozen=True, slots=True)
+class IdColumn:
+    """Where a run's ids come from.
+
+    Attributes:
+        field: field or column of the ids, or None where rows are numbered.
+        type: their Arrow type in the output, or None where rows are numbered.
+    """
+
+    field: str | None = None
+    type: Any | None = None
+
+    @property
+    def json_type(self) -> IdType:
+        """How ids are read from JSONL."""
+        whole = self.type is not None and pa.types.is_integer(self.type)
+        return "int64" if whole else "string"
 
 
 @dataclass(frozen=True, slots=True)

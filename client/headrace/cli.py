@@ -26,6 +26,7 @@ from headrace.config import (
     OnError,
     Precision,
     TransportChoice,
+    WordCacheChoice,
 )
 from headrace.errors import (
     EXIT_BAD_ROWS,
@@ -44,6 +45,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+bench = typer.Typer(help="Measure headrace on this machine.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
 
 _DEFAULTS: dict[str, Any] = {each.name: each.default for each in dataclasses.fields(EmbedConfig)}
 
@@ -157,6 +161,17 @@ def embed(
         Path | None,
         typer.Option(help="The model's tokenizer.json.", show_default="the repository's"),
     ] = _DEFAULTS["tokenizer"],
+    feeders: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|N",
+            help="Processes that tokenize and feed the server; 0: all in one process.",
+        ),
+    ] = _DEFAULTS["feeders"],
+    word_cache: Annotated[
+        WordCacheChoice,
+        typer.Option(help="Remember tokenized words: for later runs too, for this run, or not."),
+    ] = _DEFAULTS["word_cache"],
     on_error: Annotated[
         OnError,
         typer.Option(help="Bad rows: null keeps them as NaN or null, skip leaves out, fail stops."),
@@ -179,6 +194,7 @@ def embed(
     """
     settings = dict(locals())
     settings["inputs"] = tuple(inputs)
+    settings["feeders"] = int(feeders) if feeders.isdecimal() else feeders
     _return_big_arrays()
     with _exits():
         config = EmbedConfig(**settings)
@@ -296,6 +312,21 @@ def doctor() -> None:
                 typer.echo(f"{'':20} -> {check.remedy}")
         if any(check.mark == "missing" for check in checks):
             raise typer.Exit(EXIT_ENVIRONMENT)
+
+
+@bench.command(
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    }
+)
+def feed(context: typer.Context) -> None:
+    """Measure all but the encoder against `tokenizers` alone; feed --help lists the options."""
+    with _exits():
+        with _launcher():
+            from headrace_bench.feed import main
+        raise typer.Exit(main(context.args))
 
 
 @contextmanager

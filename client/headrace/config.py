@@ -12,10 +12,11 @@ Format = Literal["jsonl", "text", "parquet"]
 FormatChoice = Literal["auto", "jsonl", "text", "parquet"]
 Dtype = Literal["float32", "float16"]
 OnError = Literal["null", "skip", "fail"]
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 TransportChoice = Literal["auto", "system", "grpc"]
 IdType = Literal["auto", "int64", "string"]
 Engine = Literal["auto", "openvino", "null"]
+WordCacheChoice = Literal["keep", "run", "off"]
 
 MIB = 1 << 20
 
@@ -40,7 +41,8 @@ class EmbedConfig:
         max_length: tokens a row is cut to, special tokens included; None takes the model's own.
         truncate_dim: length that vectors are cut to (then normalised again); None keeps all.
         normalize: whether vectors have unit L2 norm.
-        precision: what the engine computes in; ``auto`` takes bf16 where the processor has it.
+        precision: what the engine computes in; ``auto`` takes bf16 where the processor has it;
+            ``fp16`` only the null engine has so far.
         engine: ``auto``, ``openvino``, or ``null``, which computes nothing (for measuring).
         transport: how batches reach the server; ``auto`` takes shared memory where it works.
         server: ``HOST:PORT`` of a running server's gRPC endpoint; None starts one.
@@ -48,10 +50,14 @@ class EmbedConfig:
         tokenizer: a ``tokenizer.json``; None takes the one in the repository.
         on_error: what becomes of a bad row.
         overwrite: whether an existing output may be replaced.
+        feeders: processes that tokenize and feed the server; 0 does all in this process, ``auto``
+            decides by the engine, the cores and the size of the inputs.
+        word_cache: which tokenized words are remembered: ``keep`` for later runs too, ``run`` for
+            this run only, ``off`` none. The tokens are the same.
         quiet: whether the progress line and the summary stay silent.
         report: where to write the report as JSON, or None.
         block_bytes: uncompressed bytes of input in one block, at most (one row may be longer).
-        block_rows: rows in one block, at most.
+        block_rows: rows in one block, at most; None takes what suits the model's batches.
     """
 
     inputs: tuple[str, ...]
@@ -75,10 +81,12 @@ class EmbedConfig:
     tokenizer: Path | None = None
     on_error: OnError = "null"
     overwrite: bool = False
+    feeders: int | Literal["auto"] = "auto"
+    word_cache: WordCacheChoice = "keep"
     quiet: bool = False
     report: Path | None = None
     block_bytes: int = 4 * MIB
-    block_rows: int = 4096
+    block_rows: int | None = None
 
     def __post_init__(self) -> None:
         if not self.inputs:
@@ -89,9 +97,12 @@ class EmbedConfig:
             raise UsageError("--prompt and --prompt-name exclude each other; give one of them")
         if not self.text_field:
             raise UsageError("--text-field must not be empty")
+        if self.feeders != "auto" and not isinstance(self.feeders, int):
+            raise UsageError(f"--feeders must be auto or a number, not {self.feeders!r}")
         for option, value, least in (
             ("--max-length", self.max_length, 1),
             ("--truncate-dim", self.truncate_dim, 1),
+            ("--feeders", None if self.feeders == "auto" else self.feeders, 0),
             ("block size", self.block_bytes, 1),
             ("block rows", self.block_rows, 1),
         ):
@@ -105,6 +116,7 @@ class EmbedConfig:
             ("--engine", self.engine, Engine),
             ("--transport", self.transport, TransportChoice),
             ("--on-error", self.on_error, OnError),
+            ("--word-cache", self.word_cache, WordCacheChoice),
         ):
             if chosen not in get_args(choices):
                 known = ", ".join(get_args(choices))

@@ -7,6 +7,7 @@
         ├── DamagedInputError   a compressed or columnar input breaks off; rows before it are kept
         ├── OutputError         the output cannot be written
         ├── ServerError         the server cannot be found, started, reached, or failed
+        ├── TokenizationError   the word cache and `tokenizers` disagree
         └── MissingDependencyError  a package or library that this path needs is not installed
 
 The message of an error is one line: what is wrong, where, and what to do about it.
@@ -66,6 +67,10 @@ class OutputError(MachineError):
 
 class ServerError(MachineError):
     """The Triton server cannot be found, started or reached, or it failed a request."""
+
+
+class TokenizationError(MachineError):
+    """The word cache and ``tokenizers`` disagree on the tokens of a row."""
 
 
 class MissingDependencyError(MachineError):

@@ -14,12 +14,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from headrace.ahead import Ahead
 from headrace.batcher import Batch, fill, plan_batches
-from headrace.blocks import Block
-from headrace.config import EmbedConfig, IdType
+from headrace.blocks import BadRow, Block, IdColumn
+from headrace.config import EmbedConfig
 from headrace.contract import Contract
+from headrace.errors import BadRowError
 from headrace.progress import Counters
-from headrace.records import BadRow, parse
+from headrace.records import parse
 from headrace.tokenizer import TextTokenizer
 from headrace.tokens import Tokens
 from headrace.transport import Slot, Transport
@@ -30,6 +32,7 @@ class Prepared:
     """A block that is ready to be embedded.
 
     Attributes:
+        index: number of the block in the run.
         file: the input that it comes from.
         first_row: number of its first record in the whole run.
         bytes_done: bytes of input, as stored, up to its end.
@@ -38,6 +41,7 @@ class Prepared:
         bad: its bad rows.
     """
 
+    index: int
     file: str
     first_row: int
     bytes_done: int
@@ -46,33 +50,61 @@ class Prepared:
     bad: tuple[BadRow, ...]
 
     @property
-    def valid(self) -> NDArray[np.bool_]:
-        """bool[rows]; False at the bad rows."""
-        valid = np.ones(len(self.tokens.truncated), np.bool_)
-        valid[[bad.row for bad in self.bad]] = False
-        return valid
+    def rows(self) -> int:
+        """How many records the block has."""
+        return len(self.tokens.truncated)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Embedded:
     """A block whose vectors are there.
 
     Attributes:
-        block: the block.
-        vectors: float32[rows, dimension]; undefined at the bad rows.
+        index: number of the block in the run.
+        file: the input that it comes from.
+        first_row: number of its first record in the whole run.
+        bytes_done: bytes of input, as stored, up to its end.
+        rows: records in the block.
+        ids: the id column, or None.
+        bad: its bad rows.
+        vectors: float32 or float16[rows, dimension], as the run writes, NaN in the bad rows; valid
+            until the next block is asked for. None where they are in the output already.
+        truncated_rows: rows cut to ``max_length``.
+        tokens: tokens of the rows, special tokens included, padding not.
+        padded_tokens: tokens computed, padding included.
+        batches: batches sent.
     """
 
-    block: Prepared
-    vectors: NDArray[np.float32]
+    index: int
+    file: str
+    first_row: int
+    bytes_done: int
+    rows: int
+    ids: pa.Array | None
+    bad: tuple[BadRow, ...]
+    vectors: NDArray[np.floating] | None
+    truncated_rows: int
+    tokens: int
+    padded_tokens: int
+    batches: int
+
+    @property
+    def valid(self) -> NDArray[np.bool_]:
+        """bool[rows]; False at the bad rows."""
+        return valid_rows(self.rows, self.bad)
 
 
 @dataclass(slots=True)
 class _Job:
     block: Prepared
-    vectors: NDArray[np.float32]
+    vectors: NDArray[np.floating]
     waiting: int = 0
-    sent: bool = False
-    tokens_done: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
+    batches: int = 0
+
+
+Place = Callable[[Prepared], "NDArray[np.floating]"]
 
 
 class Feeder:
@@ -84,6 +116,8 @@ class Feeder:
         tokenizer: makes the tokens.
         transport: reaches the server.
         counters: where to count; shared with the rest of the run.
+        place: gives the array to put a block's vectors in, [rows, dimension]; by default one of
+            the feeder's own, used again for later blocks.
     """
 
     def __init__(
@@ -93,6 +127,8 @@ class Feeder:
         tokenizer: TextTokenizer,
         transport: Transport,
         counters: Counters,
+        *,
+        place: Place | None = None,
     ) -> None:
         self._config = config
         self._contract = contract
@@ -101,16 +137,37 @@ class Feeder:
         self._counters = counters
         self._dimension = config.truncate_dim or contract.dimension
         self._bytes_finished = 0
+        self._place = place or self._take
+        self._own = place is None
+        self._spare: list[NDArray[np.floating]] = []
 
-    def prepare(self, block: Block, *, id_field: str | None, id_type: IdType) -> Prepared:
-        """Parses and tokenizes a block; of a bad row nothing is sent to the server."""
+    def prepare(self, block: Block, ids: IdColumn) -> Prepared:
+        """Parses and tokenizes a block; of a bad row nothing is sent to the server.
+
+        Raises:
+            BadRowError: a row is bad, with ``on_error="fail"``.
+        """
         with self._counters.timed("parse"):
             records = parse(
-                block, text_field=self._config.text_field, id_field=id_field, id_type=id_type
+                block,
+                text_field=self._config.text_field,
+                id_field=ids.field,
+                id_type=ids.json_type,
+            )
+        if records.bad and self._config.on_error == "fail":
+            bad = records.bad[0]
+            row = block.first_line + bad.row
+            place = f"row {row}" if bad.line is None else f"line {bad.line}"
+            raise BadRowError(
+                f"{block.file}, {place}: {bad.reason}; mend it, or pass --on-error null or skip"
             )
         with self._counters.timed("tokenize"):
             tokens = self._tokenizer.encode(records.texts)
+        counts, counters = self._tokenizer.counts, self._counters
+        counters.words, counters.new_words = counts.words, counts.new_words
+        counters.plain_rows, counters.checked_rows = counts.plain_rows, counts.checked_rows
         return Prepared(
+            index=block.index,
             file=block.file,
             first_row=block.first_row,
             bytes_done=block.bytes_done,
@@ -120,7 +177,7 @@ class Feeder:
         )
 
     def run(
-        self, blocks: Iterable[Prepared], progress: Callable[[], None] = lambda: None
+        self, blocks: Ahead[Prepared], progress: Callable[[], None] = lambda: None
     ) -> Iterator[Embedded]:
         """Embeds ``blocks`` and yields them in the same order.
 
@@ -134,26 +191,32 @@ class Feeder:
             ServerError: the server failed a batch or is gone.
         """
         jobs: deque[_Job] = deque()
-        for block in blocks:
-            vectors = np.empty((len(block.tokens.truncated), self._dimension), np.float32)
-            job = _Job(block, vectors)
-            jobs.append(job)
-            rows = np.flatnonzero(block.valid)
-            for batch in plan_batches(block.tokens.lengths, rows, self._contract):
-                while (slot := self._transport.acquire()) is None:
-                    self._collect()
-                    self._locate(jobs[0])
-                    progress()
-                self._submit(job, batch, slot)
-            job.sent = True
-            while jobs and jobs[0].sent and not jobs[0].waiting:
-                yield self._finished(jobs.popleft())
-        while jobs:
-            while jobs[0].waiting:
+        while True:
+            block = self._next(blocks, wait=not jobs)
+            if block is not None:
+                job = _Job(block, self._place(block))
+                jobs.append(job)
+                rows = np.flatnonzero(valid_rows(block.rows, block.bad))
+                for batch in plan_batches(block.tokens.lengths, rows, self._contract):
+                    while (slot := self._transport.acquire()) is None:
+                        self._collect()
+                        self._locate(jobs[0])
+                        progress()
+                    self._submit(job, batch, slot)
+            elif not jobs:
+                return
+            elif jobs[0].waiting:
                 self._collect()
                 self._locate(jobs[0])
                 progress()
-            yield self._finished(jobs.popleft())
+            while jobs and not jobs[0].waiting:
+                yield from self._finished(jobs.popleft())
+
+    def _next(self, blocks: Ahead[Prepared], *, wait: bool) -> Prepared | None:
+        if not wait:
+            return blocks.take(wait=False)
+        with self._counters.timed("starve"):
+            return blocks.take()
 
     def _submit(self, job: _Job, batch: Batch, slot: Slot) -> None:
         with self._counters.timed("pack"):
@@ -168,20 +231,24 @@ class Feeder:
             slot = self._transport.collect()
         job, batch = slot.tag
         assert slot.vectors is not None
-        job.vectors[batch.rows] = self._cut(slot.vectors)
-        self._transport.release(slot)
+        with self._counters.timed("scatter"):
+            job.vectors[batch.rows] = self._cut(slot.vectors)
+            self._transport.release(slot)
         job.waiting -= 1
         tokens = int(job.block.tokens.lengths[batch.rows].sum())
-        job.tokens_done += tokens
+        padded = len(batch.rows) * batch.length
+        job.tokens += tokens
+        job.padded_tokens += padded
+        job.batches += 1
         counters = self._counters
         counters.rows += len(batch.rows)
         counters.tokens += tokens
-        counters.padded_tokens += len(batch.rows) * batch.length
+        counters.padded_tokens += padded
         counters.batches += 1
 
     def _locate(self, oldest: _Job) -> None:
         """Says how far into the input the oldest block's answers reach, by tokens."""
-        done = oldest.tokens_done / max(1, len(oldest.block.tokens.ids))
+        done = oldest.tokens / max(1, len(oldest.block.tokens.ids))
         here = oldest.block.bytes_done - self._bytes_finished
         self._counters.bytes_done = self._bytes_finished + int(done * here)
 
@@ -195,10 +262,41 @@ class Feeder:
             cut /= np.maximum(norms, 1e-12)
         return cut
 
-    def _finished(self, job: _Job) -> Embedded:
-        counters = self._counters
-        counters.rows += len(job.block.bad)
-        counters.bad_rows += len(job.block.bad)
-        counters.truncated_rows += int(np.count_nonzero(job.block.tokens.truncated))
-        counters.bytes_done = self._bytes_finished = job.block.bytes_done
-        return Embedded(job.block, job.vectors)
+    def _take(self, block: Prepared) -> NDArray[np.floating]:
+        spare = self._spare.pop() if self._spare else None
+        if spare is None or len(spare) < block.rows:
+            spare = np.empty((block.rows, self._dimension), self._config.dtype)
+        return spare
+
+    def _finished(self, job: _Job) -> Iterator[Embedded]:
+        block, counters = job.block, self._counters
+        truncated = int(np.count_nonzero(block.tokens.truncated))
+        counters.rows += len(block.bad)
+        counters.bad_rows += len(block.bad)
+        counters.truncated_rows += truncated
+        counters.bytes_done = self._bytes_finished = block.bytes_done
+        vectors = job.vectors[: block.rows]
+        vectors[[bad.row for bad in block.bad]] = np.nan
+        yield Embedded(
+            index=block.index,
+            file=block.file,
+            first_row=block.first_row,
+            bytes_done=block.bytes_done,
+            rows=block.rows,
+            ids=block.ids,
+            bad=block.bad,
+            vectors=vectors,
+            truncated_rows=truncated,
+            tokens=job.tokens,
+            padded_tokens=job.padded_tokens,
+            batches=job.batches,
+        )
+        if self._own:
+            self._spare.append(job.vectors)
+
+
+def valid_rows(rows: int, bad: Iterable[BadRow]) -> NDArray[np.bool_]:
+    """Returns bool[rows], False at the bad rows."""
+    valid = np.ones(rows, np.bool_)
+    valid[[each.row for each in bad]] = False
+    return valid

@@ -9,7 +9,7 @@ from headrace.config import EmbedConfig
 from headrace.contract import Contract
 from headrace.errors import UsageError
 from headrace.feeder import Embedded
-from headrace.sinks import ErrorsFile, Sink, open_sink
+from headrace.sinks import ErrorsFile, NpyRows, NpySink, Sink, open_sink
 
 
 class Output:
@@ -31,8 +31,22 @@ class Output:
         """Where the bad rows are described, or None if there were none."""
         return str(self._bad_rows.path) if self._bad_rows.count else None
 
+    def open_in_place(self) -> NpyRows | None:
+        """Opens the output for others to write rows at their places; None where they cannot.
+
+        They cannot where a row's place is known only when all rows before it are.
+
+        Raises:
+            OutputError: the output cannot be written.
+        """
+        if self._config.output.suffix != ".npy" or self._config.on_error == "skip":
+            return None
+        sink = self._open(None)
+        assert isinstance(sink, NpySink)
+        return sink.in_place
+
     def write(self, embedded: Embedded, id_type: pa.DataType | None) -> None:
-        """Writes one block; the first one decides the type of the id column.
+        """Writes one block, unless its vectors are there; the first decides the type of the ids.
 
         Raises:
             OutputError: the output cannot be written.
@@ -40,12 +54,18 @@ class Output:
         """
         # First of all: it takes the lock that keeps a second run off the files of the first.
         sink = self._open(id_type)
-        block, vectors = embedded.block, embedded.vectors
-        for bad in block.bad:
-            self._bad_rows.write(block.file, bad.line, block.first_row + bad.row, bad.reason)
-        valid, first_row = block.valid, block.first_row
+        vectors = embedded.vectors
+        for bad in embedded.bad:
+            row = embedded.first_row + bad.row
+            self._bad_rows.write(embedded.file, bad.line, row, bad.reason)
+        if vectors is None:
+            assert isinstance(sink, NpySink)
+            sink.add(embedded.rows)
+            self.rows += embedded.rows
+            return
+        valid, first_row = embedded.valid, embedded.first_row
         ids = self._ids(embedded, id_type)
-        if block.bad and self._config.on_error == "skip":
+        if embedded.bad and self._config.on_error == "skip":
             # Rows that are left out leave gaps in the numbers, so the numbers are written out.
             if ids is None:
                 ids = pa.array(np.arange(first_row, first_row + len(valid)))
@@ -81,15 +101,15 @@ class Output:
         return self._sink
 
     def _ids(self, embedded: Embedded, id_type: pa.DataType | None) -> pa.Array | None:
-        ids, block = embedded.block.ids, embedded.block
+        ids = embedded.ids
         if id_type is None:
             return None
         if ids is None:  # lines of plain text among records that have ids
-            return pa.nulls(len(block.valid), id_type)
+            return pa.nulls(embedded.rows, id_type)
         try:
             return ids.cast(id_type)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise UsageError(
-                f"{block.file}: its ids are of type {ids.type}, those of the run {id_type}; "
+                f"{embedded.file}: its ids are of type {ids.type}, those of the run {id_type}; "
                 f"pass --id-type string, or embed the files apart"
             ) from error

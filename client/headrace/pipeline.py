@@ -1,29 +1,41 @@
 """Wires the stages of one run: a config and a server in, a report out.
 
-A thread reads and prepares blocks ahead (one ready, one in the making), the caller's thread keeps
-the server busy and writes. Everything else is a stage with a file of its own.
+Small inputs, and engines that need the processor themselves, are served from this process: a
+thread reads and prepares blocks ahead, the caller's thread keeps the server busy and writes. Large
+ones go through feeder processes, and this process only reads, hands out and keeps the order.
 """
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Protocol, Self
 
+from headrace import keptwords
+from headrace.ahead import Ahead
 from headrace.config import EmbedConfig
 from headrace.contract import Contract
-from headrace.errors import DamagedInputError, UsageError
-from headrace.feeder import Feeder
+from headrace.errors import DamagedInputError, MachineError, UsageError
+from headrace.feeder import Embedded, Feeder, Prepared
+from headrace.feederpool import FeederPool
+from headrace.handover import Setup, batch_of
 from headrace.inputs import Input, total_bytes
 from headrace.output import Output
-from headrace.prefetch import Prefetch
 from headrace.progress import Counters, ProgressLine
+from headrace.reading import Reading
 from headrace.report import Report
 from headrace.tokenizer import TextTokenizer
-from headrace.transport import Connection, Transport
+from headrace.transport import Connection, sweep
 
+SMALL_BYTES = 2 << 20  # of input as stored: less is done before another process is up
+FEEDERS_MAX = 16
+_WINDOW_BATCHES = 16
+_WINDOW_ROWS = (4096, 32768)
 _VERSIONS_OF = ("headrace", "numpy", "pyarrow", "tokenizers", "tritonclient")
 
 
@@ -58,29 +70,27 @@ def run(
     prompt, prompt_source = choose_prompt(config, contract)
     max_length = config.max_length or contract.max_length
     counters = counters or Counters()
-    encoder = TextTokenizer(
-        tokenizer, max_length=max_length, prompt=prompt, expected_hash=contract.tokenizer_hash
-    )
-    start = time.perf_counter()
-    transport, why = connection.open_transport(config.transport)
-    with _closing(transport):
-        feeder = Feeder(config, contract, encoder, transport, counters)
-        output = Output(config, contract)
-        line = ProgressLine(total_bytes(inputs), quiet=config.quiet)
-        try:
-            with Prefetch(config, inputs, feeder, counters) as prefetch:
-                for embedded in feeder.run(prefetch.blocks(), lambda: line.update(counters)):
-                    with counters.timed("write"):
-                        output.write(embedded, prefetch.id_type)
-                    line.update(counters)
+    reading = Reading(config, inputs, block_rows(config, contract), counters)
+    job = _Job(config, connection, tokenizer, prompt, max_length, counters)
+    feeders = choose_feeders(config, contract, inputs)
+    output = Output(config, contract)
+    line = ProgressLine(total_bytes(inputs), quiet=config.quiet)
+    try:
+        with _Pooled(job, feeders, output) if feeders else _Inline(job) as way:
+            start, cpu_start = time.perf_counter(), time.process_time()
+            for embedded in way.embedded(reading, lambda: line.update(counters)):
                 with counters.timed("write"):
-                    output.commit(prefetch.id_type)
-        except BaseException:
-            output.abort()
-            raise
-        finally:
-            line.close()
-    seconds = time.perf_counter() - start
+                    output.write(embedded, reading.ids.type)
+                line.update(counters)
+            with counters.timed("write"):
+                output.commit(reading.ids.type)
+            seconds = time.perf_counter() - start
+            cpu_seconds = time.process_time() - cpu_start + way.feeders_cpu_seconds
+    except BaseException:
+        output.abort()
+        raise
+    finally:
+        line.close()
     report = Report(
         output=str(config.output),
         errors_file=output.errors_file,
@@ -93,6 +103,14 @@ def run(
         seconds=seconds,
         rows_per_second=output.rows / seconds,
         stage_seconds=dict(counters.seconds),
+        stage_cpu_seconds=dict(counters.cpu_seconds),
+        cpu_seconds=cpu_seconds,
+        feeders=feeders,
+        word_cache=way.word_cache,
+        words=counters.words,
+        new_words=counters.new_words,
+        plain_rows=counters.plain_rows,
+        checked_rows=counters.checked_rows,
         model=contract.name,
         model_id=contract.model_id,
         precision=contract.precision,
@@ -102,14 +120,33 @@ def run(
         max_length=max_length,
         prompt=prompt,
         prompt_source=prompt_source,
-        transport=transport.name,
-        transport_reason=why,
+        transport=way.transport,
+        transport_reason=way.transport_reason,
         server=connection.server,
         inputs=tuple(each.name for each in inputs),
-        damage=str(prefetch.damage) if prefetch.damage else None,
+        damage=str(reading.damage) if reading.damage else None,
         versions=_versions(),
     )
-    return report, prefetch.damage
+    return report, reading.damage
+
+
+def block_rows(config: EmbedConfig, contract: Contract) -> int:
+    """Returns the most rows of a block: enough batches of the model's that few are padded much."""
+    if config.block_rows is not None:
+        return config.block_rows
+    largest = max(bucket.max_batch for bucket in contract.buckets)
+    least, most = _WINDOW_ROWS
+    return max(least, min(most, _WINDOW_BATCHES * largest))
+
+
+def choose_feeders(config: EmbedConfig, contract: Contract, inputs: list[Input]) -> int:
+    """Returns how many feeder processes a run has; 0 does all in this process."""
+    if config.feeders != "auto":
+        return config.feeders
+    size = total_bytes(inputs)
+    if contract.engine == "openvino" or (size is not None and size < SMALL_BYTES):
+        return 0
+    return max(1, min(FEEDERS_MAX, len(os.sched_getaffinity(0))))
 
 
 def check_settings(config: EmbedConfig, contract: Contract) -> None:
@@ -169,12 +206,115 @@ def choose_prompt(config: EmbedConfig, contract: Contract) -> tuple[str, str]:
     return "", "none asked for"
 
 
-@contextmanager
-def _closing(transport: Transport) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        transport.close()
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What every way of running a run needs."""
+
+    config: EmbedConfig
+    connection: Connection
+    tokenizer: Path
+    prompt: str
+    max_length: int
+    counters: Counters
+
+
+class _Way(Protocol):
+    """A way to run the blocks of a run; a context manager."""
+
+    transport: str
+    transport_reason: str
+    word_cache: str
+    feeders_cpu_seconds: float
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def embedded(self, reading: Reading, progress: Callable[[], None]) -> Iterator[Embedded]: ...
+
+
+class _Inline:
+    """Everything in this process."""
+
+    feeders_cpu_seconds = 0.0
+
+    def __init__(self, job: _Job) -> None:
+        self._job = job
+
+    def __enter__(self) -> Self:
+        job = self._job
+        contract = job.connection.contract
+        self._tokenizer = TextTokenizer(
+            job.tokenizer,
+            max_length=job.max_length,
+            prompt=job.prompt,
+            expected_hash=contract.tokenizer_hash,
+            word_cache=job.config.word_cache,
+        )
+        self.word_cache = self._tokenizer.cache_note
+        self._transport, self.transport_reason = job.connection.open_transport(job.config.transport)
+        self.transport = self._transport.name
+        self._feeder = Feeder(job.config, contract, self._tokenizer, self._transport, job.counters)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._transport.close()
+
+    def embedded(self, reading: Reading, progress: Callable[[], None]) -> Iterator[Embedded]:
+        with Ahead(self._prepared(reading), name="headrace-prepare") as ahead:
+            yield from self._feeder.run(ahead, progress)
+        words = self._tokenizer.new_words()
+        if self._job.config.word_cache == "keep" and words is not None:
+            keptwords.save(self._tokenizer.hash, [words])
+
+    def _prepared(self, reading: Reading) -> Iterator[Prepared]:
+        for block in reading.blocks():
+            yield self._feeder.prepare(block, reading.ids)
+
+
+class _Pooled:
+    """Through feeder processes, which put the vectors into the output where they can."""
+
+    def __init__(self, job: _Job, feeders: int, output: Output) -> None:
+        self._job = job
+        self.feeders_cpu_seconds = 0.0
+        connection, config = job.connection, job.config
+        setup = Setup(
+            config=config,
+            server=connection.server,
+            model=connection.contract.name,
+            tokenizer=job.tokenizer.absolute(),
+            prompt=job.prompt,
+            max_length=job.max_length,
+            dimension=config.truncate_dim or connection.contract.dimension,
+            slots=max(2, -(-connection.slots // feeders)),
+            in_place=output.open_in_place(),
+        )
+        self._pool = FeederPool(setup, feeders, job.counters)
+
+    def __enter__(self) -> Self:
+        if self._job.config.transport != "grpc":
+            with suppress(MachineError):  # a server elsewhere may not know of shared memory
+                sweep(self._job.connection.client)
+        with self._job.counters.timed("start"):
+            self._pool.__enter__()
+        ready = self._pool.ready
+        self.transport, self.transport_reason = ready.transport, ready.transport_reason
+        self.word_cache = ready.word_cache
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.__exit__()
+        if self._pool.deaths:
+            with suppress(MachineError):
+                sweep(self._job.connection.client)
+
+    def embedded(self, reading: Reading, progress: Callable[[], None]) -> Iterator[Embedded]:
+        yield from self._pool.run(reading, progress)
+        self.feeders_cpu_seconds = self._pool.cpu_seconds
+        if self._job.config.word_cache == "keep" and self._pool.learnt:
+            batches = [batch_of(each) for each in self._pool.learnt]
+            keptwords.save(self._pool.ready.tokenizer_hash, batches)
 
 
 def _versions() -> dict[str, str]:

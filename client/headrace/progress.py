@@ -9,10 +9,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TextIO
 
-STAGES = ("build", "start", "read", "parse", "tokenize", "starve", "pack", "wait", "write")
-"""Where time goes: building the entry, starting the server; in a thread of their own: reading and
-decompressing, parsing, tokenizing; in the main thread: starving for prepared blocks, packing
-batches, waiting for vectors, writing them."""
+STAGES = (
+    "build",
+    "start",
+    "read",
+    "parse",
+    "tokenize",
+    "starve",
+    "pack",
+    "wait",
+    "scatter",
+    "write",
+)
+"""Where time goes: building the entry; starting the server and the feeders; in a thread of their
+own: reading and decompressing, parsing, tokenizing; in the thread that feeds the server: starving
+for prepared blocks, packing batches, waiting for vectors, putting them at their rows, writing."""
 
 
 @dataclass(slots=True)
@@ -27,7 +38,12 @@ class Counters:
         padded_tokens: tokens computed, padding included.
         batches: batches sent.
         bytes_done: bytes of input, as stored, that the done rows came from.
-        seconds: by stage, see :data:`STAGES`.
+        words: words that the tokenizer's cache was asked for.
+        new_words: words among them that it did not know.
+        plain_rows: rows tokenized without the cache.
+        checked_rows: rows tokenized both ways and compared.
+        seconds: by stage, see :data:`STAGES`; several feeders' seconds are added up.
+        cpu_seconds: by stage, what the stage's own thread computed.
     """
 
     rows: int = 0
@@ -37,7 +53,12 @@ class Counters:
     padded_tokens: int = 0
     batches: int = 0
     bytes_done: int = 0
+    words: int = 0
+    new_words: int = 0
+    plain_rows: int = 0
+    checked_rows: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    cpu_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 
     @property
     def padding(self) -> float:
@@ -47,11 +68,18 @@ class Counters:
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Adds the time that the block takes to ``stage``."""
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.thread_time()
         try:
             yield
         finally:
             self.seconds[stage] += time.perf_counter() - start
+            self.cpu_seconds[stage] += time.thread_time() - cpu_start
+
+    def add_times(self, other: Counters) -> None:
+        """Adds the times of a feeder."""
+        for mine, others in ((self.seconds, other.seconds), (self.cpu_seconds, other.cpu_seconds)):
+            for stage, seconds in others.items():
+                mine[stage] += seconds
 
 
 class ProgressLine:

@@ -25,7 +25,17 @@ class Report:
         seconds: from the first byte read to the output in place.
         rows_per_second: rows written over ``seconds``.
         stage_seconds: where the time went; ``build`` and ``start`` come before ``seconds`` begins,
-            ``read``, ``parse`` and ``tokenize`` run beside the other stages.
+            ``read``, ``parse`` and ``tokenize`` run beside the other stages, and the times of
+            several feeders are added up.
+        stage_cpu_seconds: what each stage's own thread computed meanwhile.
+        cpu_seconds: processor time of all processes of the client during ``seconds``, threads of
+            libraries included; the server's is not.
+        feeders: processes that tokenized and fed the server; 0 is this one.
+        word_cache: how words were remembered, or why not.
+        words: words that the tokenizer's cache was asked for.
+        new_words: words among them that it did not know.
+        plain_rows: rows tokenized without the cache.
+        checked_rows: rows tokenized both ways and compared.
         model: name of the model in the repository.
         model_id: where its weights came from.
         precision: what the engine computed in.
@@ -54,6 +64,14 @@ class Report:
     seconds: float
     rows_per_second: float
     stage_seconds: dict[str, float]
+    stage_cpu_seconds: dict[str, float]
+    cpu_seconds: float
+    feeders: int
+    word_cache: str
+    words: int
+    new_words: int
+    plain_rows: int
+    checked_rows: int
     model: str
     model_id: str
     precision: str
@@ -100,6 +118,9 @@ class Report:
             f"  tokens {self.tokens:,} · padding {self.padding:.1%} · batches {self.batches:,}",
             f"  {self.seconds:.2f} seconds · {self.rows_per_second:,.0f} rows/s",
             f"  time: {stages}",
+            f"  words {self.words:,}, new {self.new_words:,} ({self.word_cache}) · rows tokenized "
+            f"plainly {self.plain_rows:,} · checked {self.checked_rows:,}",
+            f"  feeders {self.feeders} · processor time {self.cpu_seconds:.2f}s",
             f"  model {self.model_id} · {self.precision} · {self.engine}",
             f"  transport {self.transport} ({self.transport_reason}) · server {self.server}",
         ]

@@ -26,3 +26,20 @@ class Tokens:
     def lengths(self) -> NDArray[np.int64]:
         """int64[rows]; tokens of each row, special tokens included."""
         return np.diff(self.offsets)
+
+
+@dataclass(slots=True)
+class WordCounts:
+    """What the word cache has done so far.
+
+    Attributes:
+        words: words looked up.
+        new_words: words that it did not know, each counted once a block.
+        plain_rows: rows that `tokenizers` tokenized as a whole.
+        checked_rows: rows that were tokenized both ways and compared.
+    """
+
+    words: int = 0
+    new_words: int = 0
+    plain_rows: int = 0
+    checked_rows: int = 0

@@ -19,8 +19,9 @@ from headrace_launcher.tokenizer import check_tokenizer
 TOKEN_BUDGET = 2048
 MOST_ROWS = 64
 LEAST_IN_FLIGHT = 4
-NULL_TOKEN_BUDGET = 1 << 15
-NULL_MOST_ROWS = 512
+# As large as a GPU's: nothing is computed, so a request costs more than its rows.
+NULL_TOKEN_BUDGET = 1 << 16
+NULL_MOST_ROWS = 1024
 BUCKET_LENGTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048, 4096, 8192)
 
 
@@ -57,7 +58,7 @@ def build(
         model: a folder, an installed package that carries a model, or a Hugging Face id.
         repository: the model repository.
         revision: branch, tag or commit on the hub.
-        precision: ``auto``, ``fp32`` or ``bf16``.
+        precision: ``auto``, ``fp32``, ``bf16``, or for the null engine ``fp16``.
         engine: ``auto``, ``openvino`` or ``null``.
         truncate_dim: length that vectors are cut to before they are normalised.
         normalize: whether the engine divides vectors by their L2 norm.
@@ -120,6 +121,10 @@ def _contract(
     model: Model, precision: str, engine: str, truncate_dim: int | None, *, normalize: bool
 ) -> Contract:
     null = engine == "null"
+    if null:
+        resolved = "fp16" if precision == "fp16" else "fp32"
+    else:
+        resolved = openvino.resolve_precision(precision)
     vocab_size = check_tokenizer(model)
     return Contract(
         name="",
@@ -136,8 +141,8 @@ def _contract(
         dimension=truncate_dim or model.dimension,
         prompts=dict(model.prompts),
         default_prompt=model.default_prompt,
-        precision="fp32" if null else openvino.resolve_precision(precision),
-        dtype="float32",
+        precision=resolved,
+        dtype="float16" if resolved == "fp16" else "float32",
         buckets=_buckets(model.max_positions, NULL_MOST_ROWS if null else MOST_ROWS),
         token_budget=NULL_TOKEN_BUDGET if null else TOKEN_BUDGET,
         in_flight=max(LEAST_IN_FLIGHT, len(os.sched_getaffinity(0))),

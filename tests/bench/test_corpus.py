@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -48,6 +49,48 @@ def few(tmp_path, monkeypatch):
 
 def test_paragraphs_are_joined_and_repetitions_and_broken_files_left_out(few):
     assert list(corpus.paragraphs()) == few
+
+
+def test_other_processes_find_the_same(few, monkeypatch):
+    monkeypatch.setattr(corpus, "FILES_HERE", 1)
+    assert list(corpus.paragraphs()) == few
+    texts = corpus.paragraphs()
+    assert [next(texts), next(texts)] == few[:2]
+    texts.close()  # before the last: the processes end
+
+
+NESTED = """
+class A:
+    if True:
+        def f(): ...
+    else:
+        async def g(): ...
+    try:
+        with a, b:
+            def h():
+                def i(): ...
+    except* E:
+        class B: ...
+    finally:
+        for x in (lambda: y):
+            def j(): ...
+        else:
+            def k(): ...
+match m:
+    case [1]:
+        def l(): ...
+    case {}:
+        while x if y else z:
+            def m(): ...
+def n(): ...
+"""
+
+
+def test_documented_nodes_come_in_the_order_of_walk():
+    tree = ast.parse(NESTED)
+    walked = [node for node in ast.walk(tree) if isinstance(node, corpus._DOCUMENTED)]
+    assert len(walked) == 12
+    assert list(corpus._documented(tree)) == walked
 
 
 def test_too_few_paragraphs_are_an_error(few):

@@ -360,6 +360,8 @@ def test_half_precision_output(run, reference, tmp_path):
 
 
 def test_the_progress_moves_within_a_block(make_contract, tokenizer_path):
+    from headrace.ahead import Ahead
+    from headrace.blocks import IdColumn
     from headrace.feeder import Feeder
     from headrace.inputs import find_inputs as find
     from headrace.progress import Counters
@@ -378,10 +380,11 @@ def test_the_progress_moves_within_a_block(make_contract, tokenizer_path):
     )
     inputs = find([str(Path(__file__).parents[2] / "examples" / "passages.jsonl")])
     blocks = read_blocks(inputs, columns=["text"], block_bytes=1 << 22, block_rows=200)
-    prepared = (feeder.prepare(block, id_field=None, id_type="string") for block in blocks)
+    prepared = (feeder.prepare(block, IdColumn()) for block in blocks)
     seen = []
-    for _ in feeder.run(prepared, lambda: seen.append(counters.bytes_done)):
-        pass
+    with Ahead(prepared, name="test") as ahead:
+        for _ in feeder.run(ahead, lambda: seen.append(counters.bytes_done)):
+            pass
     assert seen == sorted(seen)
     assert len(set(seen)) > 20
     assert counters.bytes_done == inputs[0].size

@@ -12,12 +12,13 @@ from headrace.config import Dtype
 from headrace.errors import UsageError
 from headrace.sinks.base import Sink
 from headrace.sinks.errorsfile import ErrorsFile, errors_path
-from headrace.sinks.npy import NpySink
+from headrace.sinks.npy import NpyRows, NpySink
 from headrace.sinks.parquet import ParquetSink
 from headrace.sinks.staging import output_errors
 
 __all__ = [
     "ErrorsFile",
+    "NpyRows",
     "NpySink",
     "ParquetSink",
     "Sink",

@@ -18,7 +18,7 @@ class Sink(Protocol):
 
     def write(
         self,
-        vectors: NDArray[np.float32],
+        vectors: NDArray[np.floating],
         valid: NDArray[np.bool_],
         ids: pa.Array | None,
         first_row: int,
@@ -26,7 +26,8 @@ class Sink(Protocol):
         """Appends rows; nothing given here is changed or kept as it is (ids: until written).
 
         Args:
-            vectors: float32[n, dimension]; what stands in an invalid row is ignored.
+            vectors: [n, dimension] of float32 or of the sink's own type; what stands in an invalid
+                row is ignored.
             valid: bool[n]; an invalid row becomes NaN (npy) or null (Parquet).
             ids: Arrow array of n ids of the sink's ``id_type``; None where rows are numbered.
             first_row: number of the first of these rows; the others follow without a gap.
@@ -49,20 +50,27 @@ class Sink(Protocol):
         """Removes what was written; does nothing on a closed sink; an output stays untouched."""
 
 
-def check_rows(vectors: NDArray[np.float32], valid: NDArray[np.bool_], dimension: int) -> None:
+def check_rows(
+    vectors: NDArray[np.floating],
+    valid: NDArray[np.bool_],
+    dimension: int,
+    kind: np.dtype[np.floating],
+) -> None:
     """Checks that rows fit each other and the sink.
 
     Args:
-        vectors: float32[n, dimension].
+        vectors: [n, dimension] of float32 or ``kind``.
         valid: bool[n].
         dimension: length of a vector.
+        kind: the sink's own type.
 
     Raises:
         ValueError: a shape or a type is another.
     """
-    if vectors.dtype != np.float32 or vectors.shape[1:] != (dimension,):
+    if vectors.dtype not in {np.dtype(np.float32), kind} or vectors.shape[1:] != (dimension,):
         raise ValueError(
-            f"vectors must be float32[n, {dimension}], not {vectors.dtype}{list(vectors.shape)}"
+            f"vectors must be float32 or {kind} [n, {dimension}], "
+            f"not {vectors.dtype}{list(vectors.shape)}"
         )
     if valid.dtype != np.bool_ or valid.shape != vectors.shape[:1]:
         raise ValueError(
@@ -71,7 +79,7 @@ def check_rows(vectors: NDArray[np.float32], valid: NDArray[np.bool_], dimension
 
 
 def fill_rows(
-    target: NDArray[np.floating], vectors: NDArray[np.float32], valid: NDArray[np.bool_]
+    target: NDArray[np.floating], vectors: NDArray[np.floating], valid: NDArray[np.bool_]
 ) -> None:
     """Copies rows into a buffer in the buffer's type, NaN where they are invalid.
 
@@ -80,7 +88,7 @@ def fill_rows(
 
     Args:
         target: float32 or float16[n, dimension]; overwritten.
-        vectors: float32[n, dimension].
+        vectors: [n, dimension] of the same type or of float32.
         valid: bool[n].
     """
     if valid.all():

@@ -9,6 +9,8 @@ reading it.
 from __future__ import annotations
 
 import io
+import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 
 from headrace.config import Dtype
 from headrace.sinks.base import check_rows, fill_rows
-from headrace.sinks.staging import Staging
+from headrace.sinks.staging import Staging, output_errors
 
 HEADER_BYTES = 128
 _PIECE_BYTES = 4 << 20
@@ -25,6 +27,42 @@ _TYPES: dict[Dtype, np.dtype[np.floating]] = {
     "float32": np.dtype("<f4"),
     "float16": np.dtype("<f2"),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class NpyRows:
+    """Where the rows of an array lie that is being written, for whoever writes them in place.
+
+    Attributes:
+        path: the file.
+        dimension: length of a vector.
+        dtype: type of the written values.
+    """
+
+    path: Path
+    dimension: int
+    dtype: Dtype
+
+    def write(self, vectors: NDArray[np.floating], first_row: int) -> None:
+        """Writes rows at their place.
+
+        Args:
+            vectors: ``dtype``[n, dimension], contiguous.
+            first_row: number of the first of them in the array.
+
+        Raises:
+            OutputError: the disk is full, or another error of the file system.
+        """
+        data = vectors.data.cast("B")
+        at = HEADER_BYTES + first_row * self.dimension * _TYPES[self.dtype].itemsize
+        with output_errors(self.path, size=len(data)):
+            file = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                while data:
+                    done = os.pwrite(file, data, at)
+                    data, at = data[done:], at + done
+            finally:
+                os.close(file)
 
 
 class NpySink:
@@ -46,6 +84,7 @@ class NpySink:
             OutputError: the folder or the file cannot be made.
         """
         self._dimension = dimension
+        self._dtype = dtype
         self._type = _TYPES[dtype]
         self._rows = 0
         # Small pieces keep memory flat and the conversion inside the processor's cache.
@@ -57,14 +96,14 @@ class NpySink:
 
     def write(
         self,
-        vectors: NDArray[np.float32],
+        vectors: NDArray[np.floating],
         valid: NDArray[np.bool_],
         ids: pa.Array | None,  # noqa: ARG002
         first_row: int,  # noqa: ARG002
     ) -> None:
         """Appends rows; see :meth:`headrace.sinks.base.Sink.write`."""
         self._staging.check_open()
-        check_rows(vectors, valid, self._dimension)
+        check_rows(vectors, valid, self._dimension, self._type)
         as_is = vectors.dtype == self._type and vectors.flags.c_contiguous
         with self._staging.writing(vectors.size * self._type.itemsize):
             for start in range(0, len(vectors), self._piece_rows):
@@ -75,6 +114,16 @@ class NpySink:
                 else:
                     self._staging.file.write(self._convert(piece, piece_valid).data)
         self._rows += len(vectors)
+
+    @property
+    def in_place(self) -> NpyRows:
+        """Where others can write rows, which :meth:`add` then counts in."""
+        return NpyRows(self._staging.path.absolute(), self._dimension, self._dtype)
+
+    def add(self, rows: int) -> None:
+        """Counts rows that somebody else has written after those that are there."""
+        self._staging.check_open()
+        self._rows += rows
 
     def commit(self) -> None:
         """Writes the true number of rows and renames; see :meth:`Staging.commit`."""
@@ -88,7 +137,7 @@ class NpySink:
         self._staging.abort()
 
     def _convert(
-        self, vectors: NDArray[np.float32], valid: NDArray[np.bool_]
+        self, vectors: NDArray[np.floating], valid: NDArray[np.bool_]
     ) -> NDArray[np.floating]:
         if self._piece is None:
             self._piece = np.empty((self._piece_rows, self._dimension), self._type)

@@ -98,14 +98,14 @@ class ParquetSink:
 
     def write(
         self,
-        vectors: NDArray[np.float32],
+        vectors: NDArray[np.floating],
         valid: NDArray[np.bool_],
         ids: pa.Array | None,
         first_row: int,
     ) -> None:
         """Appends rows; see :meth:`headrace.sinks.base.Sink.write`."""
         self._staging.check_open()
-        check_rows(vectors, valid, self._dimension)
+        check_rows(vectors, valid, self._dimension, self._vectors.dtype)
         rows = len(vectors)
         if ids is None:
             ids = pa.array(np.arange(first_row, first_row + rows, dtype=np.int64))

@@ -5,5 +5,6 @@
 
 from headrace.transport.base import Slot, Transport
 from headrace.transport.connect import Connection, connect
+from headrace.transport.system import sweep
 
-__all__ = ["Connection", "Slot", "Transport", "connect"]
+__all__ = ["Connection", "Slot", "Transport", "connect", "sweep"]

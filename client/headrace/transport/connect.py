@@ -33,8 +33,20 @@ class Connection:
     server: str
     contract: Contract
 
-    def open_transport(self, choice: TransportChoice) -> tuple[Transport, str]:
+    @property
+    def slots(self) -> int:
+        """Batches at the server that keep it busy, with some waiting."""
+        return self.contract.in_flight + QUEUED
+
+    def open_transport(
+        self, choice: TransportChoice, *, slots: int | None = None, sweep: bool = True
+    ) -> tuple[Transport, str]:
         """Opens the transport that was chosen; for ``auto`` the first that works.
+
+        Args:
+            choice: what was asked for.
+            slots: most batches in flight; None takes what keeps the server busy.
+            sweep: whether to remove first what dead processes have left in shared memory.
 
         Returns:
             The transport and, in a few words, why it is that one.
@@ -42,11 +54,11 @@ class Connection:
         Raises:
             MachineError: the one that was asked for does not work here.
         """
-        slots = self.contract.in_flight + QUEUED
+        slots = slots or self.slots
         if choice == "grpc":
             return GrpcTransport(self.client, self.contract, slots=slots), "asked for"
         try:
-            transport = SystemTransport(self.client, self.contract, slots=slots)
+            transport = SystemTransport(self.client, self.contract, slots=slots, tidy=sweep)
         except MachineError as error:
             if choice == "system":
                 raise

@@ -39,10 +39,16 @@ class SystemTransport(Transport):
     name = "system"
 
     def __init__(
-        self, client: triton.InferenceServerClient, contract: Contract, *, slots: int
+        self,
+        client: triton.InferenceServerClient,
+        contract: Contract,
+        *,
+        slots: int,
+        tidy: bool = True,
     ) -> None:
         super().__init__(client, contract)
-        sweep(client)
+        if tidy:
+            sweep(client)
         size = SlotSize.of(contract)
         self._size = size
         token_bytes, vector_bytes = (_aligned(n) for n in (size.token_bytes, size.vector_bytes))

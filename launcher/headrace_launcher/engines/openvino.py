@@ -31,8 +31,10 @@ def resolve_precision(wanted: str) -> str:
     ``auto`` is bf16 where the processor computes it natively, else fp32.
 
     Raises:
-        UsageError: bf16 was asked for and the processor does not have it.
+        UsageError: fp16 was asked for, or bf16 and the processor does not have it.
     """
+    if wanted == "fp16":
+        raise UsageError("--precision fp16: OpenVINO has no fp16 on a CPU; use fp32, bf16 or auto")
     native = _native_bf16()
     if wanted == "auto":
         return "bf16" if native else "fp32"

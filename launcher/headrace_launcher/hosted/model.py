@@ -23,7 +23,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
-Answer = Callable[["NDArray[np.float32] | None", "Exception | None"], None]
+Answer = Callable[["NDArray[np.floating] | None", "Exception | None"], None]
 
 
 class Limits(NamedTuple):
@@ -39,7 +39,9 @@ class Engine(Protocol):
     def submit(self, ids: NDArray[np.int32], mask: NDArray[np.int32], answer: Answer) -> None:
         """Starts ``ids`` and ``mask``, int32[rows, length]; blocks while every stream is busy.
 
-        ``answer`` is called once, from any thread, with float32[rows, dimension] or an error.
+        Both are the request's own memory, which may go as soon as ``submit`` returns.
+        ``answer`` is called once, from any thread, with the vectors, [rows, dimension] in the
+        type that the settings name, or an error; it has copied the vectors when it returns.
         """
 
     def close(self) -> None:
@@ -69,7 +71,7 @@ class OpenVinoEngine:
     def submit(self, ids: NDArray[np.int32], mask: NDArray[np.int32], answer: Answer) -> None:
         """See :meth:`Engine.submit`."""
         request = self._free.get()
-        self._pool.submit(self._infer, request, ids, mask, answer)
+        self._pool.submit(self._infer, request, ids.copy(), mask.copy(), answer)
 
     def close(self) -> None:
         """See :meth:`Engine.close`."""
@@ -94,20 +96,37 @@ class NullEngine:
     """Answers at once, so that everything but the encoder can be measured and checked.
 
     A vector holds the row's token count, the sum of its ids modulo 65,521 and its first ids, so
-    that a row in the wrong place or with wrong tokens shows.
+    that a row in the wrong place or with wrong tokens shows. In float16, which has no integers
+    above 2,048, each number n stands as two: n // 256 and n % 256.
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self._dimension = int(settings["dimension"])
+        step = 2 if settings["dtype"] == "float16" else 1
+        count = -(-self._dimension // step)  # numbers in a vector
+        most = max(bucket["max_batch"] for bucket in settings["buckets"])
+        # Kept from one request to the next: fresh memory would cost more than all the rest.
+        self._vectors = np.zeros((most, count * step), settings["dtype"])
+        self._numbers = self._vectors.view(np.float32)
+        self._head = np.empty(most * (settings["buckets"][-1]["max_length"] + 2), np.int32)
+        self._pairs: NDArray[np.float32] | None = None
+        if step == 2:
+            every = np.arange(max(65521, settings["vocab_size"]))
+            halves = np.stack([every // 256, every % 256], axis=1).astype(np.float16)
+            self._pairs = halves.view(np.float32).ravel()
 
     def submit(self, ids: NDArray[np.int32], mask: NDArray[np.int32], answer: Answer) -> None:
         """See :meth:`Engine.submit`."""
-        vectors = np.zeros((len(ids), self._dimension), np.float32)
-        kept = ids * mask
-        head = np.column_stack([mask.sum(1), kept.sum(1, dtype=np.int64) % 65521, kept])
-        width = min(self._dimension, head.shape[1])
-        vectors[:, :width] = head[:, :width]
-        answer(vectors, None)
+        rows, length = ids.shape
+        head = self._head[: rows * (length + 2)].reshape(rows, length + 2)
+        kept = np.multiply(ids, mask, out=head[:, 2:])
+        head[:, 0] = mask.sum(1, dtype=np.int32)
+        head[:, 1] = kept.sum(1, dtype=np.int64) % 65521
+        numbers = self._numbers[:rows]
+        head = head[:, : numbers.shape[1]]
+        numbers[:, : head.shape[1]] = head if self._pairs is None else self._pairs.take(head)
+        numbers[:, head.shape[1] :] = 0
+        answer(self._vectors[:rows, : self._dimension], None)
 
     def close(self) -> None:
         """See :meth:`Engine.close`."""
@@ -121,7 +140,7 @@ class _Capsule:
     own ``used_dltensor`` once the stub is done keeps the log clean.
     """
 
-    def __init__(self, array: NDArray[np.float32]) -> None:
+    def __init__(self, array: NDArray[np.floating]) -> None:
         self._array = array
         self._capsule: Any = None
 
@@ -173,15 +192,13 @@ class TritonPythonModel:
 
 
 def _tokens_of(request: Any, limits: Limits) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Returns copies of the request's ids and mask, int32[rows, length] each.
-
-    Copies, because the request's own memory may go as soon as ``execute`` returns.
+    """Returns the request's ids and mask, int32[rows, length] each, in the request's own memory.
 
     Raises:
         ValueError: they do not fit each other or the model.
     """
     ids, mask = (
-        np.array(np.from_dlpack(pb_utils.get_input_tensor_by_name(request, name)), np.int32)
+        np.asarray(np.from_dlpack(pb_utils.get_input_tensor_by_name(request, name)), np.int32)
         for name in ("input_ids", "attention_mask")
     )
     if ids.shape != mask.shape:
@@ -204,7 +221,7 @@ def _tokens_of(request: Any, limits: Limits) -> tuple[NDArray[np.int32], NDArray
 def _answer_to(request: Any) -> Answer:
     sender = request.get_response_sender()
 
-    def answer(vectors: NDArray[np.float32] | None, error: Exception | None) -> None:
+    def answer(vectors: NDArray[np.floating] | None, error: Exception | None) -> None:
         final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
         if vectors is None:
             failure = pb_utils.TritonError(f"{type(error).__name__}: {error}")

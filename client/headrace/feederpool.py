@@ -1,0 +1,386 @@
+"""Feeder processes: starts them, hands blocks to them, gives the work of a dead one to another.
+
+The blocks wait in shared memory until they are done, so a feeder's death loses nothing but time.
+Who killed it cannot be told from the blocks it had; each of them is then embedded with no other
+block beside it, and the one that kills a feeder again is the culprit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, wait
+from typing import Any, Self
+
+from headrace.ahead import Ahead
+from headrace.errors import HeadraceError, MachineError
+from headrace.feeder import Embedded
+from headrace.handover import (
+    Arena,
+    Done,
+    Failed,
+    Progress,
+    Ready,
+    Setup,
+    Work,
+    batch_of,
+    pack,
+)
+from headrace.progress import Counters
+from headrace.reading import Reading
+
+AT_ONCE = 2  # blocks that a feeder has: one at the server, one being prepared
+READ_AHEAD = 2
+STOP_SECONDS = 35.0  # a little more than a transport waits for the batches in flight
+IDLE_DEATHS = 5
+LEARNT_BYTES = 64 << 20
+_PROGRESS_SECONDS = 0.2
+_CULPRIT_DEATHS = 2
+_ARENA_BYTES = 64 << 20
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
+    "from headrace.feederprocess import main; main(int(sys.argv[1]))"
+)
+
+
+@dataclass(slots=True)
+class _Task:
+    """A block on its way; ``deaths`` counts the feeders that died while they had it."""
+
+    work: Work
+    deaths: int = 0
+
+    @property
+    def index(self) -> int:
+        return self.work.block.index
+
+
+@dataclass(slots=True, eq=False)
+class _Handle:
+    """One feeder process as its parent sees it."""
+
+    process: subprocess.Popen[bytes]
+    connection: Connection
+    ready: Ready | None = None
+    tasks: dict[int, _Task] = field(default_factory=dict)
+    news: list[bytes] = field(default_factory=list)
+    counters: Counters = field(default_factory=Counters)
+    progress: Progress = field(default_factory=Progress)
+    cpu_seconds: float = 0.0
+
+
+class FeederPool:
+    """Runs the blocks of one run through several feeder processes; a context manager.
+
+    Args:
+        setup: what the feeders need to know; its descriptors are filled in here.
+        count: number of processes.
+        counters: where to count; shared with the rest of the run.
+
+    Attributes:
+        ready: what the first feeder said when it was ready.
+        learnt: words that feeders have learnt, as of :func:`headrace.handover.to_bytes`; the
+            first :data:`LEARNT_BYTES` or so.
+        cpu_seconds: processor time of all feeders since they were ready, dead ones included.
+        deaths: feeders that died.
+    """
+
+    def __init__(self, setup: Setup, count: int, counters: Counters) -> None:
+        self.ready: Ready
+        self.learnt: list[bytes] = []
+        self.cpu_seconds = 0.0
+        self.deaths = 0
+        self._count = count
+        self._counters = counters
+        slots = AT_ONCE * count + READ_AHEAD
+        self._texts = [Arena() for _ in range(slots)]
+        self._vectors = [Arena() for _ in range(slots)]
+        self._setup = replace(
+            setup,
+            texts=tuple(arena.descriptor for arena in self._texts),
+            vectors=tuple(arena.descriptor for arena in self._vectors),
+        )
+        self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for slot in range(slots):
+            self._free.put(slot)
+        self._wake_out, self._wake_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._feeders: list[_Handle] = []
+        self._suspects: deque[_Task] = deque()
+        self._done: dict[int, tuple[_Task, Done] | HeadraceError] = {}
+        self._finished = Progress()
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        try:
+            for _ in range(self._count):
+                self._start()
+            while not all(feeder.ready for feeder in self._feeders):
+                self._listen(None)
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def run(
+        self, reading: Reading, progress: Callable[[], None] = lambda: None
+    ) -> Iterator[Embedded]:
+        """Embeds the blocks of ``reading`` and yields them in order.
+
+        Args:
+            reading: the run's inputs.
+            progress: called now and then.
+
+        Raises:
+            BadRowError: a row is bad, with ``on_error="fail"``.
+            MachineError: the server fails, or a block kills feeders.
+        """
+        expected = 0
+        with Ahead(self._read(reading), name="headrace-read", wake=self._wake) as ahead:
+            while True:
+                self._dispatch(ahead)
+                while expected in self._done:
+                    found = self._done.pop(expected)
+                    if isinstance(found, HeadraceError):
+                        raise found
+                    task, done = found
+                    self._counters.bytes_done = task.work.block.bytes_done
+                    yield self._embedded(task, done)
+                    if not done.in_place:
+                        self._release(task.work.slot)
+                    expected += 1
+                busy = any(feeder.tasks for feeder in self._feeders) or self._suspects
+                if ahead.ended and not busy:
+                    break
+                self._listen(_PROGRESS_SECONDS)
+                progress()
+        for feeder in self._feeders:
+            self._add_up(feeder)
+
+    def _read(self, reading: Reading) -> Iterator[_Task]:
+        """Reads blocks into shared memory; runs in a thread of its own."""
+        for block in reading.blocks():
+            slot = None
+            while slot is None and not self._closed:
+                with suppress(queue.Empty):
+                    slot = self._free.get(timeout=0.1)
+            if slot is None:
+                return
+            with self._counters.timed("read"):
+                bare, size = pack(block, self._texts[slot])
+            yield _Task(Work(block=bare, slot=slot, size=size, ids=reading.ids))
+
+    def _release(self, slot: int) -> None:
+        for arena in (self._texts[slot], self._vectors[slot]):
+            arena.shrink(_ARENA_BYTES)
+        self._free.put(slot)
+
+    def _wake(self) -> None:
+        with suppress(BlockingIOError, OSError):  # it is awake already, or has ended
+            os.write(self._wake_in, b"!")
+
+    def _dispatch(self, ahead: Ahead[_Task]) -> None:
+        """Gives blocks to the feeders that have room; a suspect gets a feeder to itself."""
+        for feeder in sorted(self._feeders, key=lambda each: len(each.tasks)):
+            if feeder.ready is None or any(task.deaths for task in feeder.tasks.values()):
+                continue
+            if self._suspects:
+                if not feeder.tasks:
+                    self._give(feeder, self._suspects.popleft())
+                continue
+            while len(feeder.tasks) < AT_ONCE and (task := ahead.take(wait=False)) is not None:
+                self._give(feeder, task)
+
+    def _give(self, feeder: _Handle, task: _Task) -> None:
+        feeder.tasks[task.index] = task
+        words, feeder.news = tuple(feeder.news), []
+        with suppress(OSError):  # it has died: _listen will notice
+            feeder.connection.send(replace(task.work, words=words))
+
+    def _listen(self, seconds: float | None) -> None:
+        """Waits for messages, or for a feeder's end, and deals with them."""
+        handles: dict[Any, _Handle] = {feeder.connection: feeder for feeder in self._feeders}
+        for source in wait([*handles, self._wake_out], seconds):
+            if source == self._wake_out:
+                os.read(self._wake_out, 4096)
+                continue
+            feeder = handles[source]
+            try:
+                message = feeder.connection.recv()
+            except (EOFError, OSError):
+                self._bury(feeder)
+            else:
+                self._hear(feeder, message)
+
+    def _hear(self, feeder: _Handle, message: Any) -> None:
+        match message:
+            case Ready():
+                feeder.ready = self.ready = message
+            case Progress():
+                feeder.progress = message
+            case Done():
+                self._note(feeder, message)
+            case Failed(index=None):
+                raise message.error()
+            case Failed(index=int(index)):
+                # It has finished the blocks before this one and ends; those after do not matter.
+                self._done[index] = message.error()
+                self._add_up(feeder)
+                self._feeders.remove(feeder)
+                _end(feeder)
+        live = [self._finished, *(each.progress for each in self._feeders)]
+        self._counters.rows = sum(each.rows for each in live)
+        self._counters.tokens = sum(each.tokens for each in live)
+        self._counters.padded_tokens = sum(each.padded_tokens for each in live)
+
+    def _note(self, feeder: _Handle, done: Done) -> None:
+        task = feeder.tasks.pop(done.index)
+        self._done[done.index] = (task, done)
+        if done.in_place:
+            self._release(task.work.slot)
+        feeder.counters, feeder.cpu_seconds = done.counters, done.cpu_seconds
+        feeder.progress = Progress()
+        self._finished = Progress(
+            rows=self._finished.rows + done.rows,
+            tokens=self._finished.tokens + done.tokens,
+            padded_tokens=self._finished.padded_tokens + done.padded_tokens,
+        )
+        self._counters.batches += done.batches
+        self._counters.bad_rows += len(done.bad)
+        self._counters.truncated_rows += done.truncated_rows
+        if done.words is not None:
+            if sum(map(len, self.learnt)) < LEARNT_BYTES:
+                self.learnt.append(done.words)
+            for other in self._feeders:
+                if other is not feeder:
+                    other.news.append(done.words)
+
+    def _embedded(self, task: _Task, done: Done) -> Embedded:
+        block, vectors = task.work.block, None
+        if not done.in_place:
+            config = self._setup.config
+            shape = (done.rows, self._setup.dimension)
+            vectors = self._vectors[task.work.slot].array(shape, config.dtype)
+        return Embedded(
+            index=block.index,
+            file=block.file,
+            first_row=block.first_row,
+            bytes_done=block.bytes_done,
+            rows=done.rows,
+            ids=None if done.ids is None else batch_of(done.ids).column(0),
+            bad=done.bad,
+            vectors=vectors,
+            truncated_rows=done.truncated_rows,
+            tokens=done.tokens,
+            padded_tokens=done.padded_tokens,
+            batches=done.batches,
+        )
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = subprocess.Popen(
+                # The same modules as here, and nothing of the folder that it happens to run in.
+                [sys.executable, "-c", _START, str(theirs.fileno()), json.dumps(sys.path)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno(), *self._setup.texts, *self._setup.vectors],
+                start_new_session=True,
+            )
+        feeder = _Handle(process, Connection(ours.detach()))
+        feeder.news = list(self.learnt)
+        self._feeders.append(feeder)
+        with suppress(OSError):  # it has died: _listen will notice
+            feeder.connection.send(self._setup)
+
+    def _bury(self, feeder: _Handle) -> None:
+        """Deals with a feeder that has died: its blocks are done again, by others."""
+        _end(feeder)
+        self._feeders.remove(feeder)
+        self._add_up(feeder)
+        self.deaths += 1
+        how = _cause(feeder.process.returncode)
+        tasks = sorted(feeder.tasks.values(), key=lambda task: task.index)
+        for task in tasks:
+            task.deaths += 1
+            if task.deaths >= _CULPRIT_DEATHS:
+                raise MachineError(
+                    f"{self._place(task)}: a feeder process died of these lines, and another one "
+                    f"with nothing else to do too ({how}); find the one that does it, by halves, "
+                    f"and take it out"
+                )
+        if not tasks and self.deaths >= IDLE_DEATHS:
+            raise MachineError(
+                f"feeder processes keep dying ({how}); if the machine ran out of memory, the "
+                f"kernel's log says so: try fewer with --feeders"
+            )
+        self._suspects.extend(tasks)
+        self._start()
+
+    def _place(self, task: _Task) -> str:
+        block = task.work.block
+        if block.format == "parquet":
+            return f"{block.file}, rows {block.first_line} to {block.first_line + block.rows - 1}"
+        data = self._texts[task.work.slot].view(task.work.size)[: task.work.size]
+        lines = data.count(b"\n") + (not data.endswith(b"\n"))
+        return f"{block.file}, lines {block.first_line} to {block.first_line + lines - 1}"
+
+    def _add_up(self, feeder: _Handle) -> None:
+        """Adds what a feeder has used to the totals, once."""
+        counters, its = self._counters, feeder.counters
+        counters.add_times(its)
+        counters.words += its.words
+        counters.new_words += its.new_words
+        counters.plain_rows += its.plain_rows
+        counters.checked_rows += its.checked_rows
+        self.cpu_seconds += feeder.cpu_seconds
+        feeder.counters, feeder.cpu_seconds = Counters(), 0.0
+
+    def _close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            for feeder in self._feeders:
+                with suppress(OSError):
+                    feeder.connection.send(None)
+            deadline = time.monotonic() + STOP_SECONDS
+            for feeder in self._feeders:
+                with suppress(subprocess.TimeoutExpired):
+                    feeder.process.wait(max(0.0, deadline - time.monotonic()))
+        finally:  # also where a second Ctrl-C cuts it short
+            for feeder in self._feeders:
+                _end(feeder)
+            for arena in (*self._texts, *self._vectors):
+                arena.close()
+            os.close(self._wake_in)
+            os.close(self._wake_out)
+
+
+def _end(feeder: _Handle) -> None:
+    """Ends a feeder's process, if it has not ended, and reaps it."""
+    if feeder.process.poll() is None:
+        with suppress(subprocess.TimeoutExpired):  # it may be on its way out
+            feeder.process.wait(0.5)
+    if feeder.process.poll() is None:
+        feeder.process.kill()
+    feeder.process.wait()
+    feeder.connection.close()
+
+
+def _cause(status: int) -> str:
+    if status < 0:
+        return f"ended by {signal.Signals(-status).name}"
+    return f"status {status}"

