@@ -108,8 +108,12 @@ def embed(
     return report
 
 
-def run(config: EmbedConfig) -> tuple[Report, DamagedInputError | None]:
+def run(config: EmbedConfig, *, alone: bool = False) -> tuple[Report, DamagedInputError | None]:
     """Does one run, with a server of its own unless ``config.server`` names one.
+
+    Args:
+        config: the run's settings.
+        alone: whether this process does nothing else, so that its allocator can be tuned.
 
     Returns:
         The report, and what ended the reading early, if something did.
@@ -124,7 +128,9 @@ def run(config: EmbedConfig) -> tuple[Report, DamagedInputError | None]:
     _check_not_an_input(config, inputs)
     counters = Counters()
     with _model(config, counters) as (connection, tokenizer):
-        report, damage = run_pipeline(config, connection, tokenizer, inputs, counters=counters)
+        report, damage = run_pipeline(
+            config, connection, tokenizer, inputs, counters=counters, alone=alone
+        )
     if config.report is not None:
         report.write(config.report)
     return report, damage

@@ -90,7 +90,10 @@ def fill(
 
 def _alike(lengths: NDArray[np.int64], contract: Contract) -> int:
     """Returns how many of the longest of ``lengths``, ascending, make a batch of like rows."""
-    padded = lengths[-1] * np.arange(1, len(lengths) + 1)
+    rows, longest = len(lengths), int(lengths[-1])
+    if rows * longest - int(lengths.sum()) <= MOST_PADDING * rows * longest:
+        return rows
+    padded = longest * np.arange(1, rows + 1)
     padding = padded - np.cumsum(lengths[::-1])
     least = contract.token_budget // _LEAST_PART
     good = (padding <= MOST_PADDING * padded) | (padded <= least)

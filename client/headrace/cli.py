@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import os
 import signal
@@ -50,9 +49,6 @@ bench = typer.Typer(help="Measure headrace on this machine.", no_args_is_help=Tr
 app.add_typer(bench, name="bench")
 
 _DEFAULTS: dict[str, Any] = {each.name: each.default for each in dataclasses.fields(EmbedConfig)}
-
-
-_M_MMAP_THRESHOLD = -3  # malloc.h
 
 
 class Terminated(KeyboardInterrupt):
@@ -195,10 +191,9 @@ def embed(
     settings = dict(locals())
     settings["inputs"] = tuple(inputs)
     settings["feeders"] = int(feeders) if feeders.isdecimal() else feeders
-    _return_big_arrays()
     with _exits():
         config = EmbedConfig(**settings)
-        done, damage = run(config)
+        done, damage = run(config, alone=True)
         if not quiet:
             _say(done.summary())
         if damage is not None:
@@ -361,16 +356,6 @@ def _launcher() -> Iterator[None]:
         raise MissingDependencyError(
             f"this needs {error.name}, which is not installed; pip install 'headrace[launcher,cpu]'"
         ) from error
-
-
-def _return_big_arrays() -> None:
-    """Has glibc give the memory of every freed array of 256 KiB and more back to the system.
-
-    By itself it does so only until the first one is freed, then keeps ever larger ones on its heap,
-    which they leave in pieces: a long run would grow (mallopt(3), M_MMAP_THRESHOLD).
-    """
-    with suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 256 << 10)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -85,7 +85,7 @@ class EmbedConfig:
     word_cache: WordCacheChoice = "keep"
     quiet: bool = False
     report: Path | None = None
-    block_bytes: int = 4 * MIB
+    block_bytes: int = 8 * MIB
     block_rows: int | None = None
 
     def __post_init__(self) -> None:

@@ -97,6 +97,7 @@ class Embedded:
 @dataclass(slots=True)
 class _Job:
     block: Prepared
+    lengths: NDArray[np.int64]
     vectors: NDArray[np.floating]
     waiting: int = 0
     tokens: int = 0
@@ -194,10 +195,9 @@ class Feeder:
         while True:
             block = self._next(blocks, wait=not jobs)
             if block is not None:
-                job = _Job(block, self._place(block))
+                job = _Job(block, block.tokens.lengths, self._place(block))
                 jobs.append(job)
-                rows = np.flatnonzero(valid_rows(block.rows, block.bad))
-                for batch in plan_batches(block.tokens.lengths, rows, self._contract):
+                for batch in self._planned(job):
                     while (slot := self._transport.acquire()) is None:
                         self._collect()
                         self._locate(jobs[0])
@@ -211,6 +211,11 @@ class Feeder:
                 progress()
             while jobs and not jobs[0].waiting:
                 yield from self._finished(jobs.popleft())
+
+    def _planned(self, job: _Job) -> list[Batch]:
+        with self._counters.timed("pack"):
+            rows = np.flatnonzero(valid_rows(job.block.rows, job.block.bad))
+            return list(plan_batches(job.lengths, rows, self._contract))
 
     def _next(self, blocks: Ahead[Prepared], *, wait: bool) -> Prepared | None:
         if not wait:
@@ -235,7 +240,7 @@ class Feeder:
             job.vectors[batch.rows] = self._cut(slot.vectors)
             self._transport.release(slot)
         job.waiting -= 1
-        tokens = int(job.block.tokens.lengths[batch.rows].sum())
+        tokens = int(job.lengths[batch.rows].sum())
         padded = len(batch.rows) * batch.length
         job.tokens += tokens
         job.padded_tokens += padded

@@ -122,6 +122,7 @@ class _Process:
                 transport=self._transport.name,
                 transport_reason=why,
                 word_cache=self._tokenizer.cache_note,
+                dear_words=self._tokenizer.dear_words,
                 tokenizer_hash=self._tokenizer.hash,
             )
         )

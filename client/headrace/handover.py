@@ -180,12 +180,14 @@ class Ready:
         transport: how its batches reach the server.
         transport_reason: why that way.
         word_cache: how it remembers words, or why not.
+        dear_words: whether it wants to hear of words that others have learnt.
         tokenizer_hash: SHA-256 of the tokenizer's file.
     """
 
     transport: str
     transport_reason: str
     word_cache: str
+    dear_words: bool
     tokenizer_hash: str
 
 

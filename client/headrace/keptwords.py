@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 import tokenizers
 
 SCHEMA = pa.schema([("word", pa.binary()), ("ids", pa.list_(pa.int32()))])
-MAX_WORDS = 1 << 18
-MAX_BYTES = 16 << 20
+MAX_WORDS = 1 << 19
+MAX_BYTES = 32 << 20
 MAX_FOLDER_BYTES = 256 << 20
 _FORMAT = 1
 _DIGEST_BYTES = hashlib.sha256().digest_size
@@ -34,7 +34,7 @@ def load(tokenizer_hash: str) -> pa.RecordBatch | None:
         tokenizer_hash: SHA-256 (hex) of the ``tokenizer.json``.
     """
     try:
-        data = _file(tokenizer_hash).read_bytes()
+        data = memoryview(_file(tokenizer_hash).read_bytes())
     except OSError:
         return None
     digest, payload = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
@@ -68,11 +68,11 @@ def save(tokenizer_hash: str, batches: Sequence[pa.RecordBatch]) -> None:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, SCHEMA) as stream:
         stream.write_table(words)
-    payload = sink.getvalue().to_pybytes()
+    payload = memoryview(sink.getvalue())
     with contextlib.suppress(OSError):
         file = _file(tokenizer_hash)
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _write(file, _digest(tokenizer_hash, payload) + payload)
+        _write(file, _digest(tokenizer_hash, payload), payload)
         _tidy(file)
 
 
@@ -89,29 +89,33 @@ def _file(tokenizer_hash: str) -> Path:
     return Path(home) / "headrace" / "words" / f"{name}.words"
 
 
-def _digest(tokenizer_hash: str, payload: bytes) -> bytes:
-    key = f"{_FORMAT} {tokenizers.__version__} {tokenizer_hash} "
-    return hashlib.sha256(key.encode() + payload).digest()
+def _digest(tokenizer_hash: str, payload: memoryview) -> bytes:
+    digest = hashlib.sha256(f"{_FORMAT} {tokenizers.__version__} {tokenizer_hash} ".encode())
+    digest.update(payload)
+    return digest.digest()
 
 
 def _capped(words: pa.Table) -> pa.Table:
     """Returns the first of every word, as many as fit."""
     words = words.combine_chunks()
     codes = words["word"].combine_chunks().dictionary_encode().indices.to_numpy()
-    first = np.sort(np.unique(codes, return_index=True)[1])[:MAX_WORDS]
-    words = words.take(pa.array(first))
+    # A word's code is a new highest one where the word is met for the first time.
+    first = np.flatnonzero(np.diff(np.maximum.accumulate(codes), prepend=-1))[:MAX_WORDS]
+    if len(first) < len(codes):
+        words = words.take(pa.array(first))
     lengths = pc.binary_length(words["word"]).to_numpy().astype(np.int64)
     ids = pc.fill_null(pc.list_value_length(words["ids"]), 0).to_numpy()
     fitting = int(np.searchsorted(np.cumsum(lengths + 4 * ids), MAX_BYTES, "right"))
     return words.slice(0, fitting)
 
 
-def _write(file: Path, data: bytes) -> None:
+def _write(file: Path, *parts: bytes | memoryview) -> None:
     # mkstemp makes the file for its owner alone (0600).
     descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=file.stem, suffix=".part")
     try:
         with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
+            for part in parts:
+                stream.write(part)
         Path(temporary).replace(file)
     except OSError:
         Path(temporary).unlink(missing_ok=True)

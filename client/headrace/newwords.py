@@ -19,12 +19,13 @@ from tokenizers import Tokenizer
 
 from headrace.idlists import IdLists
 from headrace.separable import Recipe
-from headrace.wordtable import MAX_WORD_BYTES, UNKNOWN, WordTable, raw_bytes
+from headrace.wordtable import UNKNOWN, WordTable, raw_bytes
 
 # What `tokenizers` is handed at once: bounds the memory of its per-token records.
 _WORDS_AT_ONCE = 4096
 _BYTES_AT_ONCE = 1 << 19
 _MAX_PARTS = 1 << 18
+_MAX_CUT_BYTES = 1 << 14
 
 _SPACE, _QUOTE = b" '"
 _OTHER, _LETTER, _DIGIT = range(3)
@@ -64,7 +65,7 @@ class NewWords:
             return self.whole(words)
         by_parts = pc.and_(
             pc.match_substring_regex(words, "^ ?[!-~]*$"),
-            pc.less_equal(pc.binary_length(words), MAX_WORD_BYTES),
+            pc.less_equal(pc.binary_length(words), _MAX_CUT_BYTES),
         ).to_numpy(zero_copy_only=False)
         if by_parts.all():
             return self._by_parts(words)

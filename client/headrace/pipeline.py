@@ -7,6 +7,7 @@ ones go through feeder processes, and this process only reads, hands out and kee
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +36,7 @@ from headrace.transport import Connection, sweep
 SMALL_BYTES = 2 << 20  # of input as stored: less is done before another process is up
 FEEDERS_MAX = 16
 _WINDOW_BATCHES = 16
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _WINDOW_ROWS = (4096, 32768)
 _VERSIONS_OF = ("headrace", "numpy", "pyarrow", "tokenizers", "tritonclient")
 
@@ -46,6 +48,7 @@ def run(
     inputs: list[Input],
     *,
     counters: Counters | None = None,
+    alone: bool = False,
 ) -> tuple[Report, DamagedInputError | None]:
     """Embeds the inputs through a running server.
 
@@ -55,6 +58,7 @@ def run(
         tokenizer: the model's ``tokenizer.json``.
         inputs: what to read, as found by :func:`headrace.sources.find_inputs`.
         counters: where to count; may hold the seconds that came before.
+        alone: whether this process does nothing else, so that its allocator can be tuned.
 
     Returns:
         The report, and the damage that ended the reading early, if there was some: the rows
@@ -73,6 +77,8 @@ def run(
     reading = Reading(config, inputs, block_rows(config, contract), counters)
     job = _Job(config, connection, tokenizer, prompt, max_length, counters)
     feeders = choose_feeders(config, contract, inputs)
+    if alone:
+        _tune_allocator(keep=feeders > 0)
     output = Output(config, contract)
     line = ProgressLine(total_bytes(inputs), quiet=config.quiet)
     try:
@@ -86,6 +92,7 @@ def run(
                 output.commit(reading.ids.type)
             seconds = time.perf_counter() - start
             cpu_seconds = time.process_time() - cpu_start + way.feeders_cpu_seconds
+            way.keep_words()
     except BaseException:
         output.abort()
         raise
@@ -232,6 +239,8 @@ class _Way(Protocol):
 
     def embedded(self, reading: Reading, progress: Callable[[], None]) -> Iterator[Embedded]: ...
 
+    def keep_words(self) -> None: ...
+
 
 class _Inline:
     """Everything in this process."""
@@ -263,6 +272,8 @@ class _Inline:
     def embedded(self, reading: Reading, progress: Callable[[], None]) -> Iterator[Embedded]:
         with Ahead(self._prepared(reading), name="headrace-prepare") as ahead:
             yield from self._feeder.run(ahead, progress)
+
+    def keep_words(self) -> None:
         words = self._tokenizer.new_words()
         if self._job.config.word_cache == "keep" and words is not None:
             keptwords.save(self._tokenizer.hash, [words])
@@ -312,9 +323,25 @@ class _Pooled:
     def embedded(self, reading: Reading, progress: Callable[[], None]) -> Iterator[Embedded]:
         yield from self._pool.run(reading, progress)
         self.feeders_cpu_seconds = self._pool.cpu_seconds
-        if self._job.config.word_cache == "keep" and self._pool.learnt:
-            batches = [batch_of(each) for each in self._pool.learnt]
-            keptwords.save(self._pool.ready.tokenizer_hash, batches)
+
+    def keep_words(self) -> None:
+        words = [batch_of(each) for each in self._pool.learnt]
+        if self._job.config.word_cache == "keep" and words:
+            keptwords.save(self._pool.ready.tokenizer_hash, words)
+
+
+def _tune_allocator(*, keep: bool) -> None:
+    """Has glibc keep big arrays for the next ones, or give each back to the system (mallopt(3)).
+
+    By itself it gives them back only until the first one is freed, then keeps ever larger ones on
+    its heap, which many kinds of them leave in pieces: a long run in one process would grow. The
+    reader's are few and all alike, and fresh memory is slow.
+    """
+    with suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 64 << 20 if keep else 256 << 10)
+        if keep:
+            mallopt(_M_TRIM_THRESHOLD, 512 << 20)
 
 
 def _versions() -> dict[str, str]:

@@ -15,6 +15,7 @@ from headrace.records import detect_id_type
 from headrace.sources import column_type, read_blocks
 
 DEFAULT_ID_FIELD = "id"
+FIRST_ROWS = 4096
 
 
 class Reading:
@@ -53,6 +54,7 @@ class Reading:
             columns=[config.text_field, id_field] if id_field else [config.text_field],
             block_bytes=config.block_bytes,
             block_rows=self._block_rows,
+            first_rows=FIRST_ROWS,
         )
         first = True
         while True:

@@ -19,6 +19,7 @@ from headrace.inputs import BOM, Input, find_inputs, total_bytes
 
 __all__ = ["Block", "Input", "column_type", "find_inputs", "read_blocks", "total_bytes"]
 
+_ROW_BYTES = 256  # about so many a row: what is read at once
 _LINE_MAX = (1 << 29) - 1  # read doubling; an Arrow string column holds 2 GiB
 
 
@@ -32,8 +33,25 @@ class _Piece:
     offset: int
 
 
+class _Limits:
+    """How large the next block of lines may be; each may have twice the rows of the one before."""
+
+    def __init__(self, block_bytes: int, block_rows: int, first_rows: int) -> None:
+        self.bytes = block_bytes
+        self.rows = min(first_rows, block_rows)
+        self.most_rows = block_rows
+
+    def grow(self) -> None:
+        self.rows = min(2 * self.rows, self.most_rows)
+
+
 def read_blocks(
-    inputs: Sequence[Input], *, columns: Sequence[str], block_bytes: int, block_rows: int
+    inputs: Sequence[Input],
+    *,
+    columns: Sequence[str],
+    block_bytes: int,
+    block_rows: int,
+    first_rows: int | None = None,
 ) -> Iterator[Block]:
     """Reads the inputs as blocks; where a block ends depends on content and limits alone.
 
@@ -43,6 +61,8 @@ def read_blocks(
             A name with dots is a top-level column of that name or a path into structs.
         block_bytes: uncompressed bytes in one block, at most; a longer row is a block of its own.
         block_rows: records in one block, at most.
+        first_rows: records in the first block of lines, at most; the next ones may have twice as
+            many each, up to ``block_rows``. So the work begins early. None: ``block_rows``.
 
     Returns:
         The blocks. An input without records has none.
@@ -54,7 +74,7 @@ def read_blocks(
     """
     wanted = tuple(dict.fromkeys(columns))
     _check_columns(inputs, wanted)
-    return _number(inputs, wanted, block_bytes, block_rows)
+    return _number(inputs, wanted, _Limits(block_bytes, block_rows, first_rows or block_rows))
 
 
 def column_type(item: Input, column: str) -> Any | None:
@@ -68,16 +88,14 @@ def column_type(item: Input, column: str) -> Any | None:
     return found[1] if found else None
 
 
-def _number(
-    inputs: Sequence[Input], columns: tuple[str, ...], block_bytes: int, block_rows: int
-) -> Iterator[Block]:
+def _number(inputs: Sequence[Input], columns: tuple[str, ...], limits: _Limits) -> Iterator[Block]:
     index = row = done = 0
     for item in inputs:
         offset = 0
         if item.format == "parquet":
-            pieces = _read_parquet(item, columns, block_bytes, block_rows)
+            pieces = _read_parquet(item, columns, limits.bytes, limits.most_rows)
         else:
-            pieces = _read_lines(item, item.format, block_bytes, block_rows)
+            pieces = _read_lines(item, item.format, limits)
         for piece in pieces:
             offset = piece.offset
             yield Block(
@@ -94,9 +112,7 @@ def _number(
         done += offset if item.size is None else item.size
 
 
-def _read_lines(
-    item: Input, kind: Literal["jsonl", "text"], block_bytes: int, block_rows: int
-) -> Iterator[_Piece]:
+def _read_lines(item: Input, kind: Literal["jsonl", "text"], limits: _Limits) -> Iterator[_Piece]:
     stored = item.open()
     damage: DamagedInputError | None = None
     rest, line, ended = b"", 1, False
@@ -106,7 +122,7 @@ def _read_lines(
         while not ended:
             # Reading as much again as is left keeps the work on one long line linear.
             parts, size = [rest], len(rest)
-            want = size + max(block_bytes, size) + 1
+            want = size + max(min(limits.bytes, _ROW_BYTES * limits.rows), size) + 1
             try:
                 while size < want and not ended:
                     chunk = next(chunks, b"")
@@ -118,13 +134,13 @@ def _read_lines(
             if damage:
                 window = window[: window.rfind(b"\n") + 1]
             start = 0
-            for stop, lines, rows in _cut(window, kind, block_bytes, block_rows, ended=ended):
+            for stop, lines, rows in _cut(window, kind, limits, ended=ended):
                 if rows:
                     offset = stored.offset - (len(window) - stop if plain else 0)
                     yield _Piece(window[start:stop], line, rows, offset)
                 start, line = stop, line + lines
             rest = window[start:]
-            if len(rest) > max(_LINE_MAX, 2 * block_bytes):
+            if len(rest) > max(_LINE_MAX, 2 * limits.bytes):
                 raise UsageError(
                     f"{item.name}, line {line}: longer than {_LINE_MAX >> 20} MiB; "
                     "is this a file of lines?"
@@ -149,8 +165,7 @@ def _without_bom(chunks: Iterator[bytes]) -> Iterator[bytes]:
 def _cut(
     window: bytes,
     kind: Literal["jsonl", "text"],
-    block_bytes: int,
-    block_rows: int,
+    limits: _Limits,
     *,
     ended: bool,
 ) -> Iterator[tuple[int, int, int]]:
@@ -164,13 +179,15 @@ def _cut(
     stops, numbers = found.stops[:whole], found.numbers
     start = line = row = 0
     while line < whole:
-        end = max(int(np.searchsorted(stops, start + block_bytes, "right")), line + 1)
+        end = max(int(np.searchsorted(stops, start + limits.bytes, "right")), line + 1)
         rows = int(np.searchsorted(numbers, end)) - row
-        if rows >= block_rows:
-            rows = block_rows
+        if rows >= limits.rows:
+            rows = limits.rows
             end = int(numbers[row + rows - 1]) + 1
-        elif not ended and len(window) - start <= block_bytes:
+        elif not ended and len(window) - start <= limits.bytes:
             return
+        if rows:
+            limits.grow()
         stop = int(stops[end - 1])
         yield stop, end - line, rows
         start, line, row = stop, end, row + rows

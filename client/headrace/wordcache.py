@@ -23,8 +23,9 @@ from headrace.wordtable import UNKNOWN, WordTable, raw_bytes
 MAX_WORDS = 1 << 19
 # A row of longer words than this on average gains nothing and is tokenized whole.
 _MEAN_BYTES = 32
-# Rows that are worked on at once, in bytes of text: offsets are 32 bits wide.
-_BYTES_AT_ONCE = 1 << 26
+# Rows that are worked on at once, in bytes of text: the arrays then stay in the processor's cache
+# and on pages that are there, and still share most of their words.
+_BYTES_AT_ONCE = 1 << 21
 _SPACE = 0x20
 # Lists that are no words: nothing, the special tokens, and what the prompt begins with.
 _NONE, _BEFORE, _AFTER, _HEAD, _FIRST_WORD = range(5)
