@@ -91,7 +91,10 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
         rates = _alone(result.source, entry, name, CHUNKS, SEARCH_ROWS)
         result.chunks[name] = max(rates, key=lambda size: rates[size])
 
-    with Server(triton, entry.folder.parent, [entry.contract.name], drain=False) as server:
+    models = [entry.contract.name]  # served as headrace embed does
+    with Server(
+        triton, entry.folder.parent, models, http_port=0, metrics_port=None, drain=False
+    ) as server:
 
         def both_passes() -> None:
             with tempfile.TemporaryDirectory(dir=folder, prefix="cache-") as cache:

@@ -214,7 +214,9 @@ def _local_model(config: EmbedConfig, counters: Counters) -> Iterator[tuple[Conn
     start = time.perf_counter()
     # The server has no other client, so there is nothing to drain when the run is over.
     names = [entry.contract.name]
-    with Server(find_triton(), config.repository, names, drain=False) as server:
+    with Server(
+        find_triton(), config.repository, names, http_port=0, metrics_port=None, drain=False
+    ) as server:
         connection = connect(server.endpoints.grpc, names)
         counters.seconds["start"] += time.perf_counter() - start
         try:

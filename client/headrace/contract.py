@@ -19,6 +19,8 @@ INPUT_IDS = "input_ids"
 ATTENTION_MASK = "attention_mask"
 EMBEDDING = "embedding"
 TOKENIZER_FILE = "tokenizer.json"
+SERVER_NAME = r"headrace-.*-http-(?P<http>\d+)"
+"""What a Triton server that headrace has started is called, if it serves HTTP: a pattern."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -97,7 +97,7 @@ class FeederPool:
         counters: where to count; shared with the rest of the run.
 
     Attributes:
-        ready: what the first feeder said when it was ready.
+        ready: what a feeder said when it was ready; set once the pool is entered.
         learnt: words that feeders have learnt, as of :func:`headrace.handover.to_bytes`; the
             first :data:`LEARNT_BYTES` or so.
         cpu_seconds: processor time of all feeders since they were ready, dead ones included.
@@ -105,7 +105,7 @@ class FeederPool:
     """
 
     def __init__(self, setup: Setup, count: int, counters: Counters) -> None:
-        self.ready: Ready
+        self.ready: Ready | None = None
         self.learnt: list[bytes] = []
         self.cpu_seconds = 0.0
         self.deaths = 0
@@ -273,7 +273,7 @@ class FeederPool:
         if done.words is not None:
             if sum(map(len, self.learnt)) < LEARNT_BYTES:
                 self.learnt.append(done.words)
-            if self.ready.dear_words:
+            if self.ready is not None and self.ready.dear_words:
                 for other in self._feeders:
                     if other is not feeder:
                         other.news.append(done.words)
@@ -315,7 +315,7 @@ class FeederPool:
                 start_new_session=True,
             )
         feeder = _Handle(process, Connection(ours.detach()))
-        if self.deaths and self.ready.dear_words:
+        if self.ready is not None and self.ready.dear_words:
             feeder.news = list(self.learnt)
         self._feeders.append(feeder)
         with suppress(OSError):  # it has died: _listen will notice

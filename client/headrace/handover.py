@@ -128,7 +128,7 @@ class Setup:
 
     Attributes:
         config: the run's settings.
-        server: ``HOST:PORT``.
+        server: ``HOST:PORT`` of the gRPC endpoint.
         model: name of the model there.
         tokenizer: path of its ``tokenizer.json``.
         prompt: text in front of every row.

@@ -310,8 +310,10 @@ class _Pooled:
         with self._job.counters.timed("start"):
             self._pool.__enter__()
         ready = self._pool.ready
+        assert ready is not None
         self.transport, self.transport_reason = ready.transport, ready.transport_reason
         self.word_cache = ready.word_cache
+        self._tokenizer_hash = ready.tokenizer_hash
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -327,7 +329,7 @@ class _Pooled:
     def keep_words(self) -> None:
         words = [batch_of(each) for each in self._pool.learnt]
         if self._job.config.word_cache == "keep" and words:
-            keptwords.save(self._pool.ready.tokenizer_hash, words)
+            keptwords.save(self._tokenizer_hash, words)
 
 
 def _tune_allocator(*, keep: bool) -> None:

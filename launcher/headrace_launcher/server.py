@@ -55,7 +55,7 @@ class Server:
         host: address to bind to.
         grpc_port: 0 takes a free one.
         http_port: 0 takes a free one, None serves no HTTP and no metrics.
-        metrics_port: 0 takes a free one; ignored without HTTP.
+        metrics_port: 0 takes a free one, None serves no metrics; ignored without HTTP.
         drain: whether a stop lets requests of others finish (some seconds) or ends it at once.
 
     Raises:
@@ -72,7 +72,7 @@ class Server:
         host: str = _LOOPBACK,
         grpc_port: int = 0,
         http_port: int | None = None,
-        metrics_port: int = 0,
+        metrics_port: int | None = 0,
         drain: bool = True,
     ) -> None:
         self._triton = triton
@@ -83,7 +83,7 @@ class Server:
         self._ports = (grpc_port, http_port, metrics_port)
         self._process: subprocess.Popen[bytes] | None = None
         self._failure: str | None = None
-        self._id = f"headrace-{os.getpid()}-{secrets.token_hex(4)}"
+        self._name = ""
         self._shm_prefix = f"{_SHM_PREFIX}{machine_tag()}_{os.getpid()}_{secrets.token_hex(4)}_"
         self._log = tempfile.TemporaryFile(prefix="headrace-triton-")  # noqa: SIM115 -- closed in stop
         self.endpoints: Endpoints
@@ -184,9 +184,20 @@ class Server:
             if port and (option == "grpc" or http is not None):
                 _check_port(self._host, port, option)
         grpc = grpc or _free_port(self._host)
+        http = http if http is None else http or _free_port(self._host)
+        metrics = None if http is None or metrics is None else metrics or _free_port(self._host)
+        self.endpoints = Endpoints(
+            grpc=f"{self._host}:{grpc}",
+            http=None if http is None else f"{self._host}:{http}",
+            metrics=None if metrics is None else f"{self._host}:{metrics}",
+        )
+        # The name tells clients where HTTP is: see headrace.contract.SERVER_NAME.
+        self._name = f"headrace-{os.getpid()}-{secrets.token_hex(4)}" + (
+            f"-http-{http}" if http else ""
+        )
         command = [
             str(self._triton.binary),
-            f"--id={self._id}",
+            f"--id={self._name}",
             f"--model-repository={self._repository}",
             "--model-control-mode=explicit",
             *(f"--load-model={name}" for name in self._models),
@@ -196,24 +207,9 @@ class Server:
             f"--grpc-port={grpc}",
             "--exit-timeout-secs=10",
             *self._triton.arguments,
+            *_front_end("http", self._host, http),
+            *_front_end("metrics", self._host, metrics),
         ]
-        if http is None:
-            command += ["--allow-http=false", "--allow-metrics=false"]
-            self.endpoints = Endpoints(grpc=f"{self._host}:{grpc}", http=None, metrics=None)
-        else:
-            http = http or _free_port(self._host)
-            metrics = metrics or _free_port(self._host)
-            command += [
-                f"--http-address={self._host}",
-                f"--http-port={http}",
-                f"--metrics-address={self._host}",
-                f"--metrics-port={metrics}",
-            ]
-            self.endpoints = Endpoints(
-                grpc=f"{self._host}:{grpc}",
-                http=f"{self._host}:{http}",
-                metrics=f"{self._host}:{metrics}",
-            )
         parent = os.getpid()
         self._process = subprocess.Popen(
             command,
@@ -235,7 +231,7 @@ class Server:
                 try:
                     # Its name: on a port that was taken, somebody else's server would answer.
                     name = client.get_server_metadata(client_timeout=1.0).name
-                    if name == self._id and client.is_server_ready(client_timeout=1.0):
+                    if name == self._name and client.is_server_ready(client_timeout=1.0):
                         return True
                 except triton.InferenceServerException:
                     pass  # not listening yet
@@ -276,6 +272,13 @@ class Server:
         finally:  # also when a second Ctrl-C cuts the draining short
             self._process = None
             _kill_session(process)
+
+
+def _front_end(name: str, host: str, port: int | None) -> list[str]:
+    """Returns the options of Triton's HTTP or metrics endpoint; None switches it off."""
+    if port is None:
+        return [f"--allow-{name}=false"]
+    return [f"--{name}-address={host}", f"--{name}-port={port}"]
 
 
 def _kill_session(process: subprocess.Popen[bytes]) -> None:

@@ -19,6 +19,7 @@ from headrace.contract import ATTENTION_MASK, EMBEDDING, INPUT_IDS, Contract
 from headrace.errors import ServerError
 
 INFER_SECONDS = 300.0
+GRACE_SECONDS = 10.0  # for the request's own deadline to be told
 DRAIN_SECONDS = 30.0
 
 
@@ -180,7 +181,10 @@ class Transport(ABC):
         Raises:
             ServerError: the server answered with an error, or not at all.
         """
-        slot = self._done.get()
+        try:
+            slot = self._wait(INFER_SECONDS + GRACE_SECONDS)
+        except queue.Empty:
+            raise ServerError(f"the server has not answered for {INFER_SECONDS:.0f} s") from None
         self._in_flight -= 1
         if slot.failure is not None:
             what = f"the server failed a batch of {slot.rows} rows of {slot.length} tokens"
@@ -197,7 +201,7 @@ class Transport(ABC):
         """Waits for what is in flight, then frees everything; idempotent."""
         try:
             while self._in_flight:
-                self._done.get(timeout=DRAIN_SECONDS)
+                self._wait(DRAIN_SECONDS)
                 self._in_flight -= 1
         except queue.Empty:
             pass  # the server hangs; what it still writes goes into memory that is its own too
@@ -205,6 +209,14 @@ class Transport(ABC):
             self._in_flight = 0
             self._free.clear()
             self._close()
+
+    def _wait(self, seconds: float) -> Slot:
+        """Returns the next slot that is answered, or has failed.
+
+        Raises:
+            queue.Empty: none is within so many seconds.
+        """
+        return self._done.get(timeout=seconds)
 
     @abstractmethod
     def _place(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import tritonclient.grpc as triton
 
 from headrace.config import TransportChoice
-from headrace.contract import PARAMETER, Contract
+from headrace.contract import PARAMETER, SERVER_NAME, Contract
 from headrace.errors import MachineError, ServerError, UsageError
 from headrace.transport.base import Transport, server_errors
 from headrace.transport.grpc import GrpcTransport
+from headrace.transport.http import HttpTransport, answers
 from headrace.transport.system import SystemTransport
 
 CONNECT_SECONDS = 10.0
@@ -27,11 +29,13 @@ class Connection:
         client: the gRPC client.
         server: ``HOST:PORT``.
         contract: the model's settings, as the server publishes them.
+        http: ``HOST:PORT`` of the server's HTTP endpoint, where it is known.
     """
 
     client: triton.InferenceServerClient
     server: str
     contract: Contract
+    http: str | None = None
 
     @property
     def slots(self) -> int:
@@ -58,13 +62,18 @@ class Connection:
         if choice == "grpc":
             return GrpcTransport(self.client, self.contract, slots=slots), "asked for"
         try:
-            transport = SystemTransport(self.client, self.contract, slots=slots, tidy=sweep)
+            transport = self._open_system(slots, tidy=sweep)
         except MachineError as error:
             if choice == "system":
                 raise
             return GrpcTransport(self.client, self.contract, slots=slots), str(error)
         reason = "asked for" if choice == "system" else "server and client share memory"
         return transport, reason
+
+    def _open_system(self, slots: int, *, tidy: bool) -> SystemTransport:
+        if self.http is not None and answers(self.http):
+            return HttpTransport(self.client, self.contract, slots=slots, tidy=tidy, http=self.http)
+        return SystemTransport(self.client, self.contract, slots=slots, tidy=tidy)
 
     def close(self) -> None:
         """Closes the connection."""
@@ -91,10 +100,12 @@ def connect(server: str, names: Sequence[str]) -> Connection:
         with server_errors(f"the server {server} cannot be asked for its models"):
             name = next((n for n in names if client.is_model_ready(n)), None)
             contract = _contract(client, server, name, names)
+            # Servers that headrace starts tell their HTTP port in their name.
+            found = re.fullmatch(SERVER_NAME, client.get_server_metadata().name)
     except BaseException:
         client.close()
         raise
-    return Connection(client, server, contract)
+    return Connection(client, server, contract, f"{host}:{found['http']}" if found else None)
 
 
 def _contract(

@@ -73,17 +73,27 @@ class SystemTransport(Transport):
     def _place(
         self, slot: Slot, inputs: list[triton.InferInput], output: triton.InferRequestedOutput
     ) -> None:
+        for tensor, (at, size) in zip([*inputs, output], self._places(slot), strict=True):
+            tensor.set_shared_memory(self._region.name, size, offset=at)
+
+    def _places(self, slot: Slot) -> list[tuple[int, int]]:
+        """Returns offset and size in bytes of the slot's ids, mask and vectors."""
         start = self._stride * slot.index
         token_bytes = slot.rows * slot.length * 4
         vector_bytes = slot.rows * self._size.dimension * self._size.dtype.itemsize
-        for tensor, at in zip(inputs, (0, self._mask_at), strict=True):
-            tensor.set_shared_memory(self._region.name, token_bytes, offset=start + at)
-        output.set_shared_memory(self._region.name, vector_bytes, offset=start + self._vectors_at)
+        return [
+            (start, token_bytes),
+            (start + self._mask_at, token_bytes),
+            (start + self._vectors_at, vector_bytes),
+        ]
 
     def _read(self, slot: Slot, result: triton.InferResult) -> NDArray[np.floating[Any]]:
         shape = list(result.get_output(EMBEDDING).shape)
         if shape != [slot.rows, self._size.dimension]:
             raise wrong_shape(slot, self._size, shape)
+        return self._vectors_of(slot)
+
+    def _vectors_of(self, slot: Slot) -> NDArray[np.floating[Any]]:
         start = self._stride * slot.index + self._vectors_at
         numbers = slot.rows * self._size.dimension
         view = self._region.view(start, self._size.dtype, numbers)

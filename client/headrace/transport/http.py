@@ -1,0 +1,130 @@
+"""Batches in POSIX shared memory, and the requests that point at them over HTTP.
+
+What travels is some hundred bytes each way, and costs half of what it does over gRPC, whose Python
+side hands every request from thread to thread. Only where the server's HTTP endpoint is known: its
+port stands in the name of a server that headrace has started. The protocol is KServe's with
+Triton's shared-memory extension (github.com/triton-inference-server/server, docs/protocol).
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import select
+from http.client import HTTPConnection, HTTPException
+from typing import Any
+
+import tritonclient.grpc as triton
+
+from headrace.contract import ATTENTION_MASK, EMBEDDING, INPUT_IDS, Contract
+from headrace.errors import ServerError
+from headrace.transport.base import INFER_SECONDS, Slot, wrong_shape
+from headrace.transport.system import SystemTransport
+
+ANSWER_SECONDS = 2.0
+
+
+def answers(http: str) -> bool:
+    """Returns whether a server's HTTP endpoint, ``HOST:PORT``, can be reached."""
+    connection = HTTPConnection(http, timeout=ANSWER_SECONDS)
+    try:
+        connection.request("GET", "/v2/health/live")
+        return connection.getresponse().status == 200
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+class HttpTransport(SystemTransport):
+    """See :class:`SystemTransport`; requests go over one kept HTTP connection a slot.
+
+    Args:
+        http: ``HOST:PORT`` of the server's HTTP endpoint.
+
+    Raises:
+        MachineError: the region does not fit into /dev/shm.
+        ServerError: the server does not take the region.
+    """
+
+    def __init__(
+        self,
+        client: triton.InferenceServerClient,
+        contract: Contract,
+        *,
+        slots: int,
+        http: str,
+        tidy: bool = True,
+    ) -> None:
+        super().__init__(client, contract, slots=slots, tidy=tidy)
+        self._path = f"/v2/models/{contract.name}/infer"
+        self._connections = [HTTPConnection(http, timeout=INFER_SECONDS) for _ in range(slots)]
+        self._poll = select.poll()
+        self._asked: dict[int, Slot] = {}
+        self._answered: list[int] = []
+
+    def submit(self, slot: Slot) -> None:
+        """See :meth:`headrace.transport.Transport.submit`."""
+        slot.vectors = slot.failure = None
+        connection = self._connections[slot.index]
+        try:
+            connection.request(
+                "POST", self._path, self._body(slot), {"Content-Type": "application/json"}
+            )
+        except (OSError, HTTPException) as error:
+            raise ServerError(f"the request could not be sent: {error}") from error
+        descriptor = connection.sock.fileno()
+        self._asked[descriptor] = slot
+        self._poll.register(descriptor, select.POLLIN)
+        self._in_flight += 1
+
+    def _wait(self, seconds: float) -> Slot:
+        if not self._answered:
+            self._answered = [at for at, _ in self._poll.poll(seconds * 1000)]
+        if not self._answered:
+            raise queue.Empty
+        descriptor = self._answered.pop()
+        self._poll.unregister(descriptor)
+        slot = self._asked.pop(descriptor)
+        try:
+            response = self._connections[slot.index].getresponse()
+            answer = json.loads(response.read())
+            if response.status != 200:
+                slot.failure = ServerError(str(answer.get("error", answer)))
+            else:
+                self._take(slot, answer["outputs"][0]["shape"])
+        except (OSError, HTTPException, ValueError, KeyError) as error:
+            slot.failure = ServerError(f"{type(error).__name__}: {error}")
+        return slot
+
+    def _take(self, slot: Slot, shape: list[int]) -> None:
+        if shape != [slot.rows, self._size.dimension]:
+            slot.failure = wrong_shape(slot, self._size, shape)
+        else:
+            slot.vectors = self._vectors_of(slot)
+
+    def _body(self, slot: Slot) -> bytes:
+        def place(name: str, shape: list[int] | None, at: int, size: int) -> dict[str, Any]:
+            parameters = {
+                "shared_memory_region": self._region.name,
+                "shared_memory_offset": at,
+                "shared_memory_byte_size": size,
+            }
+            tensor: dict[str, Any] = {"name": name, "parameters": parameters}
+            return tensor if shape is None else tensor | {"shape": shape, "datatype": "INT32"}
+
+        places = self._places(slot)
+        shape = [slot.rows, slot.length]
+        request = {
+            "inputs": [
+                place(INPUT_IDS, shape, *places[0]),
+                place(ATTENTION_MASK, shape, *places[1]),
+            ],
+            "outputs": [place(EMBEDDING, None, *places[2])],
+        }
+        return json.dumps(request).encode()
+
+    def _close(self) -> None:
+        for connection in self._connections:
+            connection.close()
+        super()._close()
