@@ -1,8 +1,9 @@
 """Does headrace's memory grow with its input?
 
 Runs ``headrace embed --engine null`` (everything but the encoder) over a small and a large file
-and reads the peak memory of each of its processes: the client, ``tritonserver``, and the server's
-process for the model. Linux keeps the peak of a process's resident memory as ``VmHWM`` (proc(5));
+and reads the peak memory of each of its processes: the client, its feeders (together),
+``tritonserver``, and the server's process for the model. Every row has a word of its own, so the
+word cache fills up too. Linux keeps the peak of a process's resident memory as ``VmHWM`` (proc(5));
 it only ever grows, so the last value seen before a process ends is its peak. The ratio of the
 large run's peaks to the small one's should be near 1.
 
@@ -34,7 +35,13 @@ SAMPLE_SECONDS = 0.05
 BASE_TEXTS = 2_000
 PROC = Path("/proc")
 MIB = 1 << 20
-CLIENT, SERVER, MODEL, OTHER = "client", "tritonserver", "model process", "other"
+CLIENT, FEEDERS, SERVER, MODEL, OTHER = (
+    "client",
+    "feeders",
+    "tritonserver",
+    "model process",
+    "other",
+)
 TOTAL = "sum"
 
 
@@ -103,7 +110,7 @@ class Watch:
                 continue  # it has just ended
             name = status["Name"]
             before, peak = self._seen.get(pid, (name, Peak()))
-            if name != before:
+            if name not in {before, "headrace-feeder"}:  # a feeder has only named itself
                 peak = Peak()  # it has become another program, whose peak begins anew
             peak.resident = max(peak.resident, _bytes(status, "VmHWM"))
             peak.own = max(peak.own, _bytes(status, "RssAnon"))
@@ -118,12 +125,14 @@ class Watch:
         total = Peak()
         for peak in found.values():
             total.add(peak)
-        order = [kind for kind in (CLIENT, SERVER, MODEL, OTHER) if kind in found]
+        order = [kind for kind in (CLIENT, FEEDERS, SERVER, MODEL, OTHER) if kind in found]
         return {kind: found[kind] for kind in order} | {TOTAL: total}
 
     def _kind(self, pid: int, name: str) -> str:
         if pid == self._root:
             return CLIENT
+        if name == "headrace-feeder":
+            return FEEDERS
         if name == "tritonserver":
             return SERVER
         # Linux cuts names to 15 characters: triton_python_backend_stub.
@@ -171,7 +180,7 @@ def write_input(path: Path, rows: int) -> None:
             file.write(json.dumps({"id": number, "text": text}, ensure_ascii=False) + "\n")
 
 
-def measure(rows: int, model: str, repository: Path, folder: Path) -> Run:
+def measure(rows: int, options: argparse.Namespace, repository: Path, folder: Path) -> Run:
     """Embeds ``rows`` rows and watches the memory; the files are removed again.
 
     Raises:
@@ -182,7 +191,8 @@ def measure(rows: int, model: str, repository: Path, folder: Path) -> Run:
     write_input(source, rows)
     command = [
         *(sys.executable, "-m", "headrace", "embed", str(source), "--output", str(output)),
-        *("--model", model, "--engine", "null", "--repository", str(repository)),
+        *("--model", options.model, "--engine", "null", "--repository", str(repository)),
+        *("--feeders", options.feeders, "--dtype", options.dtype, "--word-cache", "run"),
         *("--report", str(report), "--overwrite", "--quiet"),
     ]
     # To a file: a pipe that nobody reads while we watch could fill up and stop the run.
@@ -257,8 +267,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         prog="python -m headrace_bench.memory",
         description="Peak memory of headrace for a small and a large input.",
     )
-    parser.add_argument("--small", type=int, default=20_000, help="rows of the small input")
-    parser.add_argument("--large", type=int, default=2_000_000, help="rows of the large input")
+    parser.add_argument("--small", type=int, default=500_000, help="rows of the small input")
+    parser.add_argument("--large", type=int, default=10_000_000, help="rows of the large input")
+    parser.add_argument("--feeders", default="2", metavar="auto|N", help="as of headrace embed")
+    parser.add_argument("--dtype", choices=["float32", "float16"], default="float16")
     parser.add_argument("--model", default="all-MiniLM-L6-v2")
     parser.add_argument("--repository", type=Path, help="use it; without, a new one is made")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
@@ -281,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             runs = []
             for rows in (options.small, options.large):
                 print(f"{rows:,} rows", file=sys.stderr, flush=True)
-                runs.append(measure(rows, options.model, repository, folder))
+                runs.append(measure(rows, options, repository, folder))
     except (HeadraceError, OSError, RuntimeError, ValueError) as error:
         print(f"memory: {error}", file=sys.stderr)
         return 2

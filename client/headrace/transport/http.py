@@ -90,7 +90,8 @@ class HttpTransport(SystemTransport):
             response = self._connections[slot.index].getresponse()
             answer = json.loads(response.read())
             if response.status != 200:
-                slot.failure = ServerError(str(answer.get("error", answer)))
+                said = str(answer.get("error", answer))
+                slot.failure = ServerError(said.removeprefix("[request id: <id_unknown>] "))
             else:
                 self._take(slot, answer["outputs"][0]["shape"])
         except (OSError, HTTPException, ValueError, KeyError) as error:
