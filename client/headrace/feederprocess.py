@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 from numpy.typing import NDArray
+from pyarrow import RecordBatch
 
 from headrace.ahead import Ahead
 from headrace.blocks import Block
@@ -64,8 +65,10 @@ def main(descriptor: int) -> None:
     try:
         process = _Process(connection)
         process.run()
-    except (EOFError, ConnectionError):
-        os._exit(1)  # the main process is gone
+    except (EOFError, ConnectionError):  # the main process is gone
+        if process is not None:
+            process.abandon()
+        os._exit(1)
     except BaseException as error:  # noqa: BLE001 -- the main process must hear of it
         known = isinstance(error, HeadraceError)
         message = str(error) if known else traceback.format_exc()
@@ -162,12 +165,17 @@ class _Process:
             if self._bad_row is not None:
                 raise self._bad_row
 
+    def abandon(self) -> None:
+        """Removes what would outlive this process."""
+        self._transport.abandon()
+
     def _works_received(self) -> Iterator[Work]:
         while not self._stop:
             try:
                 work = self._connection.recv()
-            except (EOFError, OSError):
-                os._exit(1)  # the main process is gone
+            except (EOFError, OSError):  # the main process is gone
+                self.abandon()
+                os._exit(1)
             if work is None:
                 self._stop = True
                 return
@@ -186,8 +194,13 @@ class _Process:
                 # The blocks before it are still to be finished: one of them may be bad too.
                 self.faulty, self._bad_row = block.index, error
                 return
-            self._learnt[block.index] = to_bytes(self._tokenizer.new_words())
+            self._learnt[block.index] = to_bytes(self._new_words())
             yield prepared
+
+    def _new_words(self) -> RecordBatch | None:
+        """The words learnt since the last block, where somebody wants them."""
+        wanted = self._setup.config.word_cache == "keep" or self._tokenizer.dear_words
+        return self._tokenizer.new_words() if wanted else None
 
     def _arena_of(self, block: Prepared) -> NDArray[np.floating]:
         arena = self._vectors[self._works[block.index].slot]

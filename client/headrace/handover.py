@@ -15,32 +15,20 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from headrace import errors
 from headrace.blocks import BadRow, Block, IdColumn
 from headrace.config import EmbedConfig
-from headrace.errors import (
-    BadRowError,
-    HeadraceError,
-    MachineError,
-    MissingDependencyError,
-    OutputError,
-    ServerError,
-    TokenizationError,
-    UsageError,
-)
+from headrace.errors import HeadraceError
 from headrace.progress import Counters
 from headrace.sinks import NpyRows
 
-_ERRORS = {
+# Damage, which has more arguments than its message, is met by the reader alone.
+_ERRORS: dict[str, type[HeadraceError]] = {
     kind.__name__: kind
-    for kind in (
-        BadRowError,
-        MachineError,
-        MissingDependencyError,
-        OutputError,
-        ServerError,
-        TokenizationError,
-        UsageError,
-    )
+    for kind in vars(errors).values()
+    if isinstance(kind, type)
+    and issubclass(kind, HeadraceError)
+    and kind is not errors.DamagedInputError
 }
 
 
@@ -57,9 +45,10 @@ class Arena:
 
     def view(self, size: int) -> mmap.mmap:
         """Maps at least ``size`` bytes; arrays over an earlier, smaller map stay valid."""
+        # Always: the other side may have shrunk it, and a map reaches no further than the memory.
+        if os.fstat(self.descriptor).st_size < size:
+            os.ftruncate(self.descriptor, size)
         if self._map is None or len(self._map) < size:
-            if os.fstat(self.descriptor).st_size < size:
-                os.ftruncate(self.descriptor, size)
             self._map = mmap.mmap(self.descriptor, os.fstat(self.descriptor).st_size)
         return self._map
 
@@ -71,7 +60,7 @@ class Arena:
         return np.frombuffer(view, kind, count).reshape(shape)
 
     def shrink(self, size: int) -> None:
-        """Gives back what lies beyond ``size`` bytes; whoever maps more must map anew."""
+        """Gives back what lies beyond ``size`` bytes; nobody may be using it."""
         if os.fstat(self.descriptor).st_size > size:
             self._map = None
             os.ftruncate(self.descriptor, size)
@@ -80,6 +69,7 @@ class Arena:
         """Closes the descriptor; the memory goes when the last map does."""
         self._map = None
         os.close(self.descriptor)
+        self.descriptor = -1  # whoever is late gets an error, not somebody else's file
 
 
 def pack(block: Block, arena: Arena) -> tuple[Block, int]:

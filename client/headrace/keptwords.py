@@ -8,6 +8,7 @@ file's name stands for this format, the version of ``tokenizers`` and the tokeni
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import tempfile
@@ -20,7 +21,7 @@ import pyarrow.compute as pc
 import tokenizers
 
 SCHEMA = pa.schema([("word", pa.binary()), ("ids", pa.list_(pa.int32()))])
-MAX_WORDS = 1 << 19
+MAX_WORDS = 3 << 17  # three quarters of a cache, so that there is room for new ones
 MAX_BYTES = 32 << 20
 MAX_FOLDER_BYTES = 256 << 20
 _FORMAT = 1
@@ -82,15 +83,24 @@ def forget(tokenizer_hash: str) -> None:
         _file(tokenizer_hash).unlink(missing_ok=True)
 
 
+@functools.cache
+def _makers() -> str:
+    """What words depend on beside the tokenizer's file: the code that makes ids of them."""
+    digest = hashlib.sha256(f"{_FORMAT} {tokenizers.__version__}".encode())
+    for name in ("separable", "newwords", "wordcache", "wordtable", "idlists"):
+        digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
+    return digest.hexdigest()
+
+
 def _file(tokenizer_hash: str) -> Path:
-    key = f"{_FORMAT} {tokenizers.__version__} {tokenizer_hash}"
+    key = f"{_makers()} {tokenizer_hash}"
     name = hashlib.sha256(key.encode()).hexdigest()[:32]
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "headrace" / "words" / f"{name}.words"
 
 
 def _digest(tokenizer_hash: str, payload: memoryview) -> bytes:
-    digest = hashlib.sha256(f"{_FORMAT} {tokenizers.__version__} {tokenizer_hash} ".encode())
+    digest = hashlib.sha256(f"{_makers()} {tokenizer_hash} ".encode())
     digest.update(payload)
     return digest.digest()
 

@@ -92,12 +92,12 @@ def run(
                 output.commit(reading.ids.type)
             seconds = time.perf_counter() - start
             cpu_seconds = time.process_time() - cpu_start + way.feeders_cpu_seconds
-            way.keep_words()
     except BaseException:
         output.abort()
         raise
     finally:
         line.close()
+    way.keep_words()
     report = Report(
         output=str(config.output),
         errors_file=output.errors_file,

@@ -92,7 +92,7 @@ class WordCache:
         self._left = side == "left"
         self._counts = counts
         self._max_words = max_words
-        self._block = 0
+        self._block = 1  # words taken over are of block 0: they have not been met
         self._table = WordTable()
         self._lists = IdLists()
         self._plain = np.zeros(256, np.bool_)
@@ -211,7 +211,7 @@ class WordCache:
         self._fresh, self._met = grown(self._fresh, last), grown(self._met, last)
         self._plain[first : first + len(plain)] = plain
         self._fresh[first:last] = fresh
-        self._met[first:last] = self._block
+        self._met[first:last] = self._block if fresh else 0
 
     def _drop_oldest(self) -> None:
         """Keeps the three quarters of the words that were met last."""

@@ -27,12 +27,17 @@ def test_it_never_makes_more_than_two_ahead():
             made.append(number)
             yield number
 
+    def settled(count):
+        deadline = time.monotonic() + 10
+        while len(made) < count and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        return len(made)
+
     with Ahead(items(), name="test") as ahead:
-        time.sleep(0.2)
-        assert len(made) == 2
+        assert settled(2) == 2
         ahead.take()
-        time.sleep(0.2)
-        assert len(made) == 3
+        assert settled(3) == 3
 
 
 def test_without_waiting_it_says_that_nothing_is_ready_yet():

@@ -110,3 +110,28 @@ def test_padding_of_many_rows_of_mixed_lengths_stays_small(make_contract):
     batches = list(plan_batches(lengths, np.arange(len(lengths)), contract))
     padded = sum(len(b.rows) * b.length for b in batches)
     assert 1 - lengths.sum() / padded < 0.05
+
+
+@pytest.mark.parametrize("pad_multiple", [1, 8])
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda random, n: random.lognormal(3, 1, n),
+        lambda random, n: random.geometric(0.1, n),
+        lambda random, n: random.uniform(3, 10, n),
+        lambda random, n: np.where(random.random(n) < 0.02, 250, random.uniform(5, 20, n)),
+    ],
+    ids=["lognormal", "geometric", "short", "few long"],
+)
+def test_padding_stays_below_a_twentieth_beside_the_rounding(make_contract, draw, pad_multiple):
+    contract = make_contract(
+        pad_multiple=pad_multiple,
+        token_budget=1 << 16,
+        buckets=(Bucket(max_length=64, max_batch=1024), Bucket(max_length=256, max_batch=1024)),
+    )
+    lengths = np.clip(draw(np.random.default_rng(1), 16384), 2, 256).astype(np.int64)
+    padded = 0
+    for batch in plan_batches(lengths, np.arange(len(lengths)), contract):
+        padded += len(batch.rows) * lengths[batch.rows].max()
+        assert batch.length - lengths[batch.rows].max() < pad_multiple
+    assert 1 - lengths.sum() / padded < 0.05

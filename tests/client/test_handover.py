@@ -72,6 +72,15 @@ def test_an_arena_grows_shrinks_and_grows_again(arena):
     assert kept[1, 2] == 2
 
 
+def test_what_was_shrunk_can_be_written_by_the_other_side_again(arena):
+    other = Arena(arena.descriptor)
+    other.array((3_000_000, 1), "float32")[:] = 1
+    arena.shrink(1000)
+    again = other.array((3_000_000, 1), "float32")
+    again[:] = 2
+    assert arena.array((3_000_000, 1), "float32")[-1, 0] == 2
+
+
 def test_columns_and_batches_as_bytes():
     assert to_bytes(None) is None
     column = pa.array(["a", None, "c"])
@@ -81,7 +90,11 @@ def test_columns_and_batches_as_bytes():
 
 
 @pytest.mark.parametrize(
-    "kind", ["BadRowError", "MachineError", "OutputError", "ServerError", "UsageError"]
+    "kind",
+    [
+        *("BadRowError", "MachineError", "MissingDependencyError", "OutputError", "ServerError"),
+        *("TokenizationError", "UsageError"),
+    ],
 )
 def test_errors_keep_their_kind_and_words(kind):
     error = pickle.loads(pickle.dumps(Failed(kind, "what and where"))).error()

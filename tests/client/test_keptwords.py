@@ -15,7 +15,8 @@ HASH = "ab" * 32
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tmp_path / "headrace" / "words"
+    yield tmp_path / "headrace" / "words"
+    keptwords._makers.cache_clear()
 
 
 def batch(words):
@@ -100,6 +101,7 @@ def test_words_of_another_version_or_tokenizer_are_not_read(folder, monkeypatch)
     save(HASH, [batch(WORDS)])
     (file,) = folder.iterdir()
     monkeypatch.setattr("tokenizers.__version__", "0.0.0")
+    keptwords._makers.cache_clear()
     assert load(HASH) is None
     file.rename(keptwords._file(HASH))
     assert load(HASH) is None

@@ -328,3 +328,21 @@ def test_corrupt_parquet_gives_the_groups_before(tmp_path):
     blocks, damage = until_damage(find_inputs([str(path)]), block_rows=100)
     assert [row["text"] for row in rows_of(blocks)] == texts[:200]
     assert damage.offset == start
+
+
+@given(
+    content=st.lists(st.sampled_from([b"", b"a", b"b" * 40]), max_size=60).map(b"\n".join),
+    first_rows=st.integers(1, 5),
+    most_rows=st.integers(1, 20),
+    chunk=st.integers(1, 30),
+)
+def test_blocks_grow_by_content_and_limits_alone(content, first_rows, most_rows, chunk):
+    limits = {"block_bytes": 1 << 20, "block_rows": most_rows, "first_rows": first_rows}
+    blocks = blocks_of([stream(content, "text")], **limits)
+    rows, want = content.count(b"\n") + (not content.endswith(b"\n") and bool(content)), []
+    limit = min(first_rows, most_rows)
+    while sum(want) < rows:
+        want.append(min(limit, rows - sum(want)))
+        limit = min(2 * limit, most_rows)
+    assert [block.rows for block in blocks] == want
+    assert b"".join(block.data for block in blocks) == content

@@ -238,6 +238,43 @@ def test_a_block_that_kills_feeders_twice_is_named(server, repository, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "site"]
 
 
+def test_nothing_of_the_working_folder_is_run(server, repository, tmp_path):
+    for name in ("json", "queue", "types", "random", "signal"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(9)")
+    (tmp_path / "in.jsonl").write_text('{"text": "a"}\n')
+    command = [sys.executable, "-P", "-m", "headrace", "embed", "in.jsonl", "-o", "out.npy"]
+    command += ["--model", NULL, "--server", server.endpoints.grpc, "--feeders", "1"]
+    command += ["--repository", str(repository)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("output", ["out.npy", "out.parquet"])
+def test_damage_keeps_the_rows_before_it(embed, corpus, tmp_path, output):
+    import gzip
+
+    from headrace.errors import DamagedInputError
+
+    packed = tmp_path / "in.jsonl.gz"
+    packed.write_bytes(gzip.compress(corpus.read_bytes())[:-3000])
+    rows = []
+    for feeders in (0, 2):
+        with pytest.raises(DamagedInputError, match="byte"):
+            embed(packed, output, feeders=feeders)
+        rows.append(contents(tmp_path, output))
+    assert rows[0] == rows[1]
+
+
+def test_blocks_whose_vectors_are_larger_than_what_is_kept(embed, tmp_path, monkeypatch):
+    monkeypatch.setattr("headrace.feederpool._ARENA_BYTES", 1 << 16)
+    lines = [json.dumps({"text": f"row {row}"}) for row in range(2000)]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    for feeders in (0, 2):
+        embed(tmp_path / "in.jsonl", f"{feeders}.parquet", feeders=feeders, block_rows=200)
+    one, two = (pq.read_table(tmp_path / f"{feeders}.parquet") for feeders in (0, 2))
+    assert one.equals(two)
+
+
 def test_feeders_that_cannot_start_end_the_run_with_their_reason(embed, corpus, tmp_path):
     wrong = tmp_path / "tokenizer.json"
     wrong.write_text("{}")

@@ -18,6 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from headrace.config import Dtype
+from headrace.errors import HeadraceError
 from headrace.sinks.base import check_rows, fill_rows
 from headrace.sinks.staging import Staging, output_errors
 
@@ -130,6 +131,12 @@ class NpySink:
         with self._staging.writing():
             self._staging.file.seek(0, io.SEEK_SET)
             self._staging.file.write(self._header())
+            self._staging.file.flush()
+            size = os.fstat(self._staging.file.fileno()).st_size
+            if size != HEADER_BYTES + self._rows * self._dimension * self._type.itemsize:
+                raise HeadraceError(
+                    f"internal error: {self._rows} rows do not make {size} bytes; please report it"
+                )
         self._staging.commit()
 
     def abort(self) -> None:

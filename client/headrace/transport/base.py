@@ -212,6 +212,9 @@ class Transport(ABC):
             self._free.clear()
             self._close()
 
+    def abandon(self) -> None:  # noqa: B027 -- most leave nothing
+        """Removes what would outlive this process, which is about to end, without waiting."""
+
     def _wait(self, seconds: float) -> Slot:
         """Returns the next slot that is answered, or has failed.
 

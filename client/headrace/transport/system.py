@@ -99,6 +99,10 @@ class SystemTransport(Transport):
         view = self._region.view(start, self._size.dtype, numbers)
         return view.reshape(slot.rows, self._size.dimension)
 
+    def abandon(self) -> None:
+        """See :meth:`Transport.abandon`; the server keeps the memory until it is told, or ends."""
+        self._region.remove()
+
     def _close(self) -> None:
         if self._region.gone:
             return
