@@ -3,9 +3,10 @@
 Runs ``headrace embed --engine null`` (everything but the encoder) over a small and a large file
 and reads the peak memory of each of its processes: the client, its feeders (together),
 ``tritonserver``, and the server's process for the model. Every row has a word of its own: with two
-feeders the word cache is full after a million rows, so the small run should have more. Linux keeps the peak of a process's resident memory as ``VmHWM`` (proc(5));
-it only ever grows, so the last value seen before a process ends is its peak. The ratio of the
-large run's peaks to the small one's should be near 1.
+feeders the word cache is full after a million rows, so the small run should have more. Linux keeps
+the peak of a process's resident memory as ``VmHWM`` (proc(5)); it only ever grows, so the last
+value seen before a process ends is its peak. The ratio of the large run's peaks to the small one's
+should be near 1.
 
 Resident memory counts shared memory in every process that maps it; its part is shown separately,
 as is the memory that is a process's own (``RssAnon``). Linux only.
