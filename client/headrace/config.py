@@ -19,6 +19,7 @@ Engine = Literal["auto", "openvino", "null"]
 WordCacheChoice = Literal["keep", "run", "off"]
 
 MIB = 1 << 20
+FEEDERS_MAX = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +100,8 @@ class EmbedConfig:
             raise UsageError("--text-field must not be empty")
         if self.feeders != "auto" and not isinstance(self.feeders, int):
             raise UsageError(f"--feeders must be auto or a number, not {self.feeders!r}")
+        if self.feeders != "auto" and self.feeders > FEEDERS_MAX:
+            raise UsageError(f"--feeders must be at most {FEEDERS_MAX}, not {self.feeders}")
         for option, value, least in (
             ("--max-length", self.max_length, 1),
             ("--truncate-dim", self.truncate_dim, 1),

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from headrace import errors
 from headrace.blocks import BadRow, Block, IdColumn
 from headrace.config import EmbedConfig
-from headrace.errors import HeadraceError
+from headrace.errors import HeadraceError, MachineError
 from headrace.progress import Counters
 from headrace.sinks import NpyRows
 
@@ -45,11 +45,17 @@ class Arena:
 
     def view(self, size: int) -> mmap.mmap:
         """Maps at least ``size`` bytes; arrays over an earlier, smaller map stay valid."""
-        # Always: the other side may have shrunk it, and a map reaches no further than the memory.
-        if os.fstat(self.descriptor).st_size < size:
-            os.ftruncate(self.descriptor, size)
-        if self._map is None or len(self._map) < size:
-            self._map = mmap.mmap(self.descriptor, os.fstat(self.descriptor).st_size)
+        try:
+            # Always: the other side may have shrunk it, and a map reaches no further than that.
+            if os.fstat(self.descriptor).st_size < size:
+                os.ftruncate(self.descriptor, size)
+            if self._map is None or len(self._map) < size:
+                self._map = mmap.mmap(self.descriptor, os.fstat(self.descriptor).st_size)
+        except OSError as error:
+            raise MachineError(
+                f"{size / 2**20:.0f} MiB of memory to share with feeders cannot be had "
+                f"({error.strerror}); raise the limit (ulimit -f, memory), or pass --feeders 0"
+            ) from error
         return self._map
 
     def array(self, shape: tuple[int, int], dtype: str) -> NDArray[Any]:

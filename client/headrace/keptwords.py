@@ -35,6 +35,8 @@ def load(tokenizer_hash: str) -> pa.RecordBatch | None:
         tokenizer_hash: SHA-256 (hex) of the ``tokenizer.json``.
     """
     try:
+        if not _file(tokenizer_hash).is_file():
+            return None
         data = memoryview(_file(tokenizer_hash).read_bytes())
     except OSError:
         return None

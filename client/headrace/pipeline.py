@@ -34,7 +34,7 @@ from headrace.tokenizer import TextTokenizer
 from headrace.transport import Connection, sweep
 
 SMALL_BYTES = 2 << 20  # of input as stored: less is done before another process is up
-FEEDERS_MAX = 16
+FEEDERS_AUTO_MAX = 16
 _WINDOW_BATCHES = 16
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _WINDOW_ROWS = (4096, 32768)
@@ -153,7 +153,7 @@ def choose_feeders(config: EmbedConfig, contract: Contract, inputs: list[Input])
     size = total_bytes(inputs)
     if contract.engine == "openvino" or (size is not None and size < SMALL_BYTES):
         return 0
-    return max(1, min(FEEDERS_MAX, len(os.sched_getaffinity(0))))
+    return max(1, min(FEEDERS_AUTO_MAX, len(os.sched_getaffinity(0))))
 
 
 def check_settings(config: EmbedConfig, contract: Contract) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -32,6 +33,7 @@ OBITUARY_SECONDS = 2.0
 KILL_SECONDS = 5.0
 SHM = Path("/dev/shm")  # noqa: S108 -- where Linux keeps POSIX shared memory
 _SHM_PREFIX = "headrace_stub_"
+_SCRATCH_PREFIX = "headrace-server-"
 _PR_SET_PDEATHSIG = 1
 _LOOPBACK = "127.0.0.1"
 
@@ -85,6 +87,7 @@ class Server:
         self._failure: str | None = None
         self._name = ""
         self._shm_prefix = f"{_SHM_PREFIX}{machine_tag()}_{os.getpid()}_{secrets.token_hex(4)}_"
+        self._scratch: Path | None = None
         self._log = tempfile.TemporaryFile(prefix="headrace-triton-")  # noqa: SIM115 -- closed in stop
         self.endpoints: Endpoints
 
@@ -111,7 +114,12 @@ class Server:
         Raises:
             ServerError: it did not become ready; the message quotes the server's own words.
         """
-        sweep_stub_regions()
+        sweep_leftovers()
+        # Triton's Python processes stumble over spaces and other letters in paths, and take modules
+        # from the folder that they run in: they get an empty one, with a link to the repository.
+        prefix = f"{_SCRATCH_PREFIX}{machine_tag()}-{os.getpid()}-"
+        self._scratch = Path(tempfile.mkdtemp(prefix=prefix))
+        (self._scratch / "models").symlink_to(self._repository.absolute())
         try:
             # Again where a free port was taken between our look and the server's bind.
             for _ in range(3):
@@ -134,6 +142,8 @@ class Server:
         self._end_process()
         for region in SHM.glob(f"{self._shm_prefix}*"):
             region.unlink(missing_ok=True)
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)  # of the link, not what it leads to
         self._log.close()
 
     def obituary(self) -> str | None:
@@ -168,6 +178,8 @@ class Server:
         size = os.fstat(self._log.fileno()).st_size
         start = max(0, size - (1 << 16))
         text = os.pread(self._log.fileno(), size - start, start).decode(errors="replace")
+        if self._scratch is not None:
+            text = text.replace(str(self._scratch / "models"), str(self._repository))
         # Triton says these on every machine without a GPU; they are never the reason.
         harmless = ("CudaDriverHelper", "NVML", "CUDA memory pool", "GPU metrics")
         said = [
@@ -198,7 +210,7 @@ class Server:
         command = [
             str(self._triton.binary),
             f"--id={self._name}",
-            f"--model-repository={self._repository}",
+            f"--model-repository={self._scratch}/models",
             "--model-control-mode=explicit",
             *(f"--load-model={name}" for name in self._models),
             "--disable-auto-complete-config",
@@ -217,6 +229,7 @@ class Server:
             stdout=self._log,
             stderr=subprocess.STDOUT,
             env=_environment(self._triton),
+            cwd=self._scratch,
             # Its own session: a Ctrl-C in the terminal is ours to handle, in our order.
             start_new_session=True,
             preexec_fn=lambda: _die_with(parent),  # noqa: PLW1509 -- takes no lock
@@ -231,7 +244,10 @@ class Server:
                 try:
                     # Its name: on a port that was taken, somebody else's server would answer.
                     name = client.get_server_metadata(client_timeout=1.0).name
-                    if name == self._name and client.is_server_ready(client_timeout=1.0):
+                    ready = name == self._name and client.is_server_ready(client_timeout=1.0)
+                    # gRPC is the first to listen, the others follow.
+                    others = (self.endpoints.http, self.endpoints.metrics)
+                    if ready and all(_listens(each) for each in others if each is not None):
                         return True
                 except triton.InferenceServerException:
                     pass  # not listening yet
@@ -310,8 +326,12 @@ def _parent(pid: int) -> int | None:
     return int(parent) if state not in {"Z", "X"} else None
 
 
-def sweep_stub_regions() -> None:
-    """Removes shared memory that servers of dead headrace processes have left behind."""
+def sweep_leftovers() -> None:
+    """Removes what servers of dead headrace processes have left: shared memory, folders."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_SCRATCH_PREFIX}*"):
+        tag, pid, *_ = [*folder.name.removeprefix(_SCRATCH_PREFIX).split("-"), "", ""]
+        if is_leftover(tag, pid):
+            shutil.rmtree(folder, ignore_errors=True)
     for region in SHM.glob(f"{_SHM_PREFIX}*"):
         tag, pid, *_ = [*region.name.removeprefix(_SHM_PREFIX).split("_"), "", ""]
         if is_leftover(tag, pid):
@@ -328,6 +348,15 @@ def _free_port(host: str) -> int:
                 f"use 127.0.0.1, or 0.0.0.0 for every one"
             ) from error
         return int(probe.getsockname()[1])
+
+
+def _listens(endpoint: str) -> bool:
+    host, _, port = endpoint.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
 
 
 def _check_port(host: str, port: int, option: str) -> None:

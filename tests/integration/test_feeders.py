@@ -353,7 +353,7 @@ def test_the_death_of_the_server_ends_a_run_with_feeders(repository, corpus, tmp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "pipe"]
 
 
-@pytest.mark.parametrize("wrong", [-1, "many", 1.5])
+@pytest.mark.parametrize("wrong", [-1, "many", 1.5, 65])
 def test_a_wrong_number_of_feeders_is_refused(embed, corpus, wrong):
     with pytest.raises(UsageError, match="--feeders"):
         embed(corpus, "out.npy", feeders=wrong)

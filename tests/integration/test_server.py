@@ -178,3 +178,18 @@ def test_a_server_on_path_is_preferred(tmp_path, monkeypatch):
     assert found.arguments == ("--allow-client-shm=true",)
     binary.write_text("#!/bin/sh\necho '  --help'\n")
     assert triton.find_triton().arguments == ()
+
+
+@pytest.mark.parametrize("name", ["with a space", "größe", "plain"])
+def test_any_folder_will_do_and_nothing_of_it_is_run(repository, tmp_path, monkeypatch, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "models").symlink_to(repository)
+    for module in ("json", "queue", "types"):
+        (folder / f"{module}.py").write_text("raise SystemExit('shadowed')")
+    monkeypatch.chdir(folder)
+    with Server(triton.find_triton(), Path("models"), [NULL], drain=False) as server:
+        scratch = server._scratch
+        assert (scratch / "models" / NULL).is_dir()
+    assert not scratch.exists()
+    assert (repository / NULL).is_dir()
