@@ -364,5 +364,10 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def _say(line: str) -> None:
-    with suppress(OSError, ValueError):  # nobody can read it; what was done is done
+    try:
         typer.echo(line, err=True)
+    except (OSError, ValueError):
+        # Nobody can read it; what was done is done. The interpreter would try again at its end,
+        # and fail.
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
