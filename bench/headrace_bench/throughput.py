@@ -27,11 +27,11 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from headrace.errors import HeadraceError
 from headrace_bench import corpus
 from headrace_bench.comparison import ENGINE, HEADRACE, HEADRACE_WALL, TORCH, Comparison, show
+from headrace_bench.options import positive, say, settings
 from headrace_bench.ways import (
     BATCH_SIZES,
     REMEDY,
@@ -66,17 +66,17 @@ def compare(options: argparse.Namespace, folder: Path) -> Comparison:
     repository = options.repository or folder / "models"
     entry = build(options.model, repository=repository, precision=options.precision)
     work = Workload(texts, entry, folder / "texts.jsonl")
-    result = Comparison(_settings(options), entry.contract.precision, work.describe())
+    result = Comparison(settings(options), entry.contract.precision, work.describe())
     ours = HeadraceWay(work, options.model, options.precision, options.repository, folder)
     engine = EngineWay(work, entry)
     torch: TorchWay | None = None
     sample = even_rows(len(texts), options.st_rows)
     try:
-        _say(f"{TORCH}: loading, trying batch sizes {', '.join(map(str, BATCH_SIZES))}")
+        say(f"{TORCH}: loading, trying batch sizes {', '.join(map(str, BATCH_SIZES))}")
         torch = TorchWay(options.model, evenly(texts, options.st_rows), BATCH_SIZES)
     except ImportError as error:
         result.torch_missing = f"not installed ({error}); install it with: {REMEDY}"
-        _say(f"{TORCH}: {result.torch_missing}")
+        say(f"{TORCH}: {result.torch_missing}")
     ways: list[tuple[str, Callable[[], None]]] = [(HEADRACE, ours.measure)]
     if torch is not None:
         ways.append((TORCH, torch.measure))
@@ -85,7 +85,7 @@ def compare(options: argparse.Namespace, folder: Path) -> Comparison:
         # Nobody is always first or always after the same neighbour.
         turn = repetition % len(ways)
         for name, measure in ways[turn:] + ways[:turn]:
-            _say(f"repetition {repetition + 1} of {options.repetitions}: {name}")
+            say(f"repetition {repetition + 1} of {options.repetitions}: {name}")
             measure()
     result.reports = ours.reports
     result.rates[HEADRACE] = ours.rates("seconds")
@@ -111,9 +111,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         prog="python -m headrace_bench.throughput",
         description="headrace from file to file, sentence-transformers, and the engine alone.",
     )
-    parser.add_argument("--rows", type=_positive, default=20_000, help="texts to embed")
-    parser.add_argument("--st-rows", type=_positive, default=2_000, help="texts for torch, at most")
-    parser.add_argument("--repetitions", type=_positive, default=3)
+    parser.add_argument("--rows", type=positive, default=20_000, help="texts to embed")
+    parser.add_argument("--st-rows", type=positive, default=2_000, help="texts for torch, at most")
+    parser.add_argument("--repetitions", type=positive, default=3)
     parser.add_argument("--model", default="all-MiniLM-L6-v2")
     parser.add_argument(
         "--repository", type=Path, help="use it; without, headrace builds anew each time"
@@ -155,24 +155,6 @@ def _texts(options: argparse.Namespace) -> list[str]:
     if not texts:
         raise ValueError(f"{options.input} has no rows")
     return texts
-
-
-def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    return {
-        key: str(value) if isinstance(value, Path) else value
-        for key, value in vars(options).items()
-    }
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
-    return value
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

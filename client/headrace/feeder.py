@@ -136,6 +136,7 @@ class Feeder:
         self._tokenizer = tokenizer
         self._transport = transport
         self._counters = counters
+        counters.tokenized = tokenizer.counts
         self._dimension = config.truncate_dim or contract.dimension
         self._bytes_finished = 0
         self._place = place or self._take
@@ -164,9 +165,6 @@ class Feeder:
             )
         with self._counters.timed("tokenize"):
             tokens = self._tokenizer.encode(records.texts)
-        counts, counters = self._tokenizer.counts, self._counters
-        counters.words, counters.new_words = counts.words, counts.new_words
-        counters.plain_rows, counters.checked_rows = counts.plain_rows, counts.checked_rows
         return Prepared(
             index=block.index,
             file=block.file,

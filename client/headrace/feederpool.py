@@ -7,24 +7,21 @@ block beside it, and the one that kills a feeder again is the culprit.
 
 from __future__ import annotations
 
-import json
 import os
 import queue
-import signal
-import socket
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
-from multiprocessing.connection import Connection, wait
+from dataclasses import replace
+from multiprocessing.connection import wait
 from typing import Any, Self
 
 from headrace.ahead import Ahead
 from headrace.errors import HeadraceError, MachineError
 from headrace.feeder import Embedded
+from headrace.feederhandle import FeederHandle, Task
 from headrace.handover import (
     Arena,
     Done,
@@ -33,7 +30,6 @@ from headrace.handover import (
     Ready,
     Setup,
     Work,
-    batch_of,
     pack,
 )
 from headrace.progress import Counters
@@ -49,45 +45,6 @@ LEARNT_BYTES = 32 << 20
 _PROGRESS_SECONDS = 0.2
 _CULPRIT_DEATHS = 2
 _ARENA_BYTES = 64 << 20
-# A block's arrays are as large as those of the block before: memory that was given back to the
-# system in between would have to be asked for, page by page, again (a fifth of all time).
-_ENVIRONMENT = {
-    "ARROW_DEFAULT_MEMORY_POOL": "system",
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(64 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(512 << 20),
-    "OPENBLAS_NUM_THREADS": "1",
-}
-_START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
-    "from headrace.feederprocess import main; main(int(sys.argv[1]))"
-)
-
-
-@dataclass(slots=True)
-class _Task:
-    """A block on its way; ``deaths`` counts the feeders that died while they had it."""
-
-    work: Work
-    deaths: int = 0
-
-    @property
-    def index(self) -> int:
-        return self.work.block.index
-
-
-@dataclass(slots=True, eq=False)
-class _Handle:
-    """One feeder process as its parent sees it."""
-
-    process: subprocess.Popen[bytes]
-    connection: Connection
-    ready: Ready | None = None
-    tasks: dict[int, _Task] = field(default_factory=dict)
-    news: list[bytes] = field(default_factory=list)
-    counters: Counters = field(default_factory=Counters)
-    progress: Progress = field(default_factory=Progress)
-    cpu_seconds: float = 0.0
 
 
 class FeederPool:
@@ -122,14 +79,15 @@ class FeederPool:
             texts=tuple(arena.descriptor for arena in self._texts),
             vectors=tuple(arena.descriptor for arena in self._vectors),
         )
+        self._in_place = setup.in_place is not None
         # The last one freed first: memory that has been used is faster than memory that has not.
         self._free: queue.LifoQueue[int] = queue.LifoQueue()
         for slot in range(slots):
             self._free.put(slot)
         self._wake_out, self._wake_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._feeders: list[_Handle] = []
-        self._suspects: deque[_Task] = deque()
-        self._done: dict[int, tuple[_Task, Done] | HeadraceError] = {}
+        self._feeders: list[FeederHandle] = []
+        self._suspects: deque[Task] = deque()
+        self._done: dict[int, tuple[Task, Embedded] | HeadraceError] = {}
         self._finished = Progress()
         self._stopped = False
         self._closed = False
@@ -172,10 +130,10 @@ class FeederPool:
                     found = self._done.pop(expected)
                     if isinstance(found, HeadraceError):
                         raise found
-                    task, done = found
-                    self._counters.bytes_done = task.work.block.bytes_done
-                    yield self._embedded(task, done)
-                    if not done.in_place:
+                    task, embedded = found
+                    self._counters.bytes_done = embedded.bytes_done
+                    yield self._with_vectors(task, embedded)
+                    if not self._in_place:
                         self._release(task.work.slot)
                     expected += 1
                 busy = any(feeder.tasks for feeder in self._feeders) or self._suspects
@@ -199,7 +157,7 @@ class FeederPool:
         found = sorted(self._done.items())
         return next(error for _, error in found if isinstance(error, HeadraceError))
 
-    def _read(self, reading: Reading) -> Iterator[_Task]:
+    def _read(self, reading: Reading) -> Iterator[Task]:
         """Reads blocks into shared memory; runs in a thread of its own."""
         for block in reading.blocks():
             slot = None
@@ -210,7 +168,7 @@ class FeederPool:
                 return
             with self._counters.timed("read"):
                 bare, size = pack(block, self._texts[slot])
-            yield _Task(Work(block=bare, slot=slot, size=size, ids=reading.ids))
+            yield Task(Work(block=bare, slot=slot, size=size, ids=reading.ids))
 
     def _release(self, slot: int) -> None:
         for arena in (self._texts[slot], self._vectors[slot]):
@@ -221,7 +179,7 @@ class FeederPool:
         with suppress(BlockingIOError, OSError):  # it is awake already, or has ended
             os.write(self._wake_in, b"!")
 
-    def _dispatch(self, ahead: Ahead[_Task]) -> None:
+    def _dispatch(self, ahead: Ahead[Task]) -> None:
         """Gives blocks to the feeders that have room; a suspect gets a feeder to itself."""
         for feeder in sorted(self._feeders, key=lambda each: len(each.tasks)):
             if feeder.ready is None or any(task.deaths for task in feeder.tasks.values()):
@@ -233,15 +191,14 @@ class FeederPool:
             while len(feeder.tasks) < AT_ONCE and (task := ahead.take(wait=False)) is not None:
                 self._give(feeder, task)
 
-    def _give(self, feeder: _Handle, task: _Task) -> None:
+    def _give(self, feeder: FeederHandle, task: Task) -> None:
         feeder.tasks[task.index] = task
         words, feeder.news = tuple(feeder.news), []
-        with suppress(OSError):  # it has died: _listen will notice
-            feeder.connection.send(replace(task.work, words=words))
+        feeder.send(replace(task.work, words=words))
 
     def _listen(self, seconds: float | None) -> None:
         """Waits for messages, or for a feeder's end, and deals with them."""
-        handles: dict[Any, _Handle] = {feeder.connection: feeder for feeder in self._feeders}
+        handles: dict[Any, FeederHandle] = {feeder.connection: feeder for feeder in self._feeders}
         for source in wait([*handles, self._wake_out], seconds):
             if source == self._wake_out:
                 os.read(self._wake_out, 4096)
@@ -254,7 +211,7 @@ class FeederPool:
             else:
                 self._on_message(feeder, message)
 
-    def _on_message(self, feeder: _Handle, message: Any) -> None:
+    def _on_message(self, feeder: FeederHandle, message: Any) -> None:
         match message:
             case Ready():
                 feeder.ready = self.ready = message
@@ -269,27 +226,28 @@ class FeederPool:
                 self._done[index] = message.error()
                 self._add_up(feeder)
                 self._feeders.remove(feeder)
-                _end(feeder)
+                feeder.end()
         live = [self._finished, *(each.progress for each in self._feeders)]
         self._counters.rows = sum(each.rows for each in live)
         self._counters.tokens = sum(each.tokens for each in live)
         self._counters.padded_tokens = sum(each.padded_tokens for each in live)
 
-    def _on_done(self, feeder: _Handle, done: Done) -> None:
-        task = feeder.tasks.pop(done.index)
-        self._done[done.index] = (task, replace(done, words=None))
-        if done.in_place:
+    def _on_done(self, feeder: FeederHandle, done: Done) -> None:
+        embedded = done.embedded
+        task = feeder.tasks.pop(embedded.index)
+        self._done[embedded.index] = (task, embedded)
+        if self._in_place:
             self._release(task.work.slot)
         feeder.counters, feeder.cpu_seconds = done.counters, done.cpu_seconds
         feeder.progress = Progress()
         self._finished = Progress(
-            rows=self._finished.rows + done.rows,
-            tokens=self._finished.tokens + done.tokens,
-            padded_tokens=self._finished.padded_tokens + done.padded_tokens,
+            rows=self._finished.rows + embedded.rows,
+            tokens=self._finished.tokens + embedded.tokens,
+            padded_tokens=self._finished.padded_tokens + embedded.padded_tokens,
         )
-        self._counters.batches += done.batches
-        self._counters.bad_rows += len(done.bad)
-        self._counters.truncated_rows += done.truncated_rows
+        self._counters.batches += embedded.batches
+        self._counters.bad_rows += len(embedded.bad)
+        self._counters.truncated_rows += embedded.truncated_rows
         if done.words is not None:
             if self._learnt_bytes < LEARNT_BYTES:
                 self.learnt.append(done.words)
@@ -299,56 +257,27 @@ class FeederPool:
                     if other is not feeder:
                         other.news.append(done.words)
 
-    def _embedded(self, task: _Task, done: Done) -> Embedded:
-        block, vectors = task.work.block, None
-        if not done.in_place:
-            config = self._setup.config
-            shape = (done.rows, self._setup.dimension)
-            vectors = self._vectors[task.work.slot].array(shape, config.dtype)
-        return Embedded(
-            index=block.index,
-            file=block.file,
-            first_row=block.first_row,
-            bytes_done=block.bytes_done,
-            rows=done.rows,
-            ids=None if done.ids is None else batch_of(done.ids).column(0),
-            bad=done.bad,
-            vectors=vectors,
-            truncated_rows=done.truncated_rows,
-            tokens=done.tokens,
-            padded_tokens=done.padded_tokens,
-            batches=done.batches,
-        )
+    def _with_vectors(self, task: Task, embedded: Embedded) -> Embedded:
+        if self._in_place:
+            return embedded
+        shape = (embedded.rows, self._setup.dimension)
+        arena = self._vectors[task.work.slot]
+        return replace(embedded, vectors=arena.array(shape, self._setup.config.dtype))
 
     def _start(self) -> None:
-        chosen = dict(_ENVIRONMENT)
-        if self._count >= len(os.sched_getaffinity(0)):
-            chosen["TOKENIZERS_PARALLELISM"] = "false"  # the cores are busy as it is
-        ours, theirs = socket.socketpair()
-        with theirs:
-            process = subprocess.Popen(
-                # The same modules as here, and nothing of the folder that it happens to run in.
-                [sys.executable, "-P", "-c", _START, str(theirs.fileno()), json.dumps(sys.path)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                env=chosen | os.environ,
-                pass_fds=[theirs.fileno(), *self._setup.texts, *self._setup.vectors],
-                start_new_session=True,
-            )
-        feeder = _Handle(process, Connection(ours.detach()))
+        alone = self._count < len(os.sched_getaffinity(0))
+        feeder = FeederHandle.start(self._setup, spare_cores=alone)
         if self.ready is not None and self.ready.dear_words:
             feeder.news = list(self.learnt)
         self._feeders.append(feeder)
-        with suppress(OSError):  # it has died: _listen will notice
-            feeder.connection.send(self._setup)
 
-    def _on_death(self, feeder: _Handle) -> None:
+    def _on_death(self, feeder: FeederHandle) -> None:
         """Deals with a feeder that has died: its blocks are done again, by others."""
-        _end(feeder)
+        feeder.end()
         self._feeders.remove(feeder)
         self._add_up(feeder)
         self.deaths += 1
-        how = _cause(feeder.process.returncode)
+        how = feeder.cause
         tasks = sorted(feeder.tasks.values(), key=lambda task: task.index)
         for task in tasks:
             task.deaths += 1
@@ -363,7 +292,7 @@ class FeederPool:
         self._suspects = deque(sorted([*self._suspects, *tasks], key=lambda task: task.index))
         self._start()
 
-    def _place(self, task: _Task) -> str:
+    def _place(self, task: Task) -> str:
         block = task.work.block
         if block.format == "parquet":
             return f"{block.file}, rows {block.first_line} to {block.first_line + block.rows - 1}"
@@ -371,14 +300,9 @@ class FeederPool:
         lines = data.count(b"\n") + (not data.endswith(b"\n"))
         return f"{block.file}, lines {block.first_line} to {block.first_line + lines - 1}"
 
-    def _add_up(self, feeder: _Handle) -> None:
+    def _add_up(self, feeder: FeederHandle) -> None:
         """Adds what a feeder has used to the totals, once."""
-        counters, its = self._counters, feeder.counters
-        counters.add_times(its)
-        counters.words += its.words
-        counters.new_words += its.new_words
-        counters.plain_rows += its.plain_rows
-        counters.checked_rows += its.checked_rows
+        self._counters.add_feeder(feeder.counters)
         self.cpu_seconds += feeder.cpu_seconds
         feeder.counters, feeder.cpu_seconds = Counters(), 0.0
 
@@ -388,35 +312,15 @@ class FeederPool:
         self._closed = True
         try:
             for feeder in self._feeders:
-                with suppress(OSError):
-                    feeder.connection.send(None)
+                feeder.send(None)
             deadline = time.monotonic() + STOP_SECONDS
             for feeder in self._feeders:
                 with suppress(subprocess.TimeoutExpired):
                     feeder.process.wait(max(0.0, deadline - time.monotonic()))
         finally:  # also where a second Ctrl-C cuts it short
             for feeder in self._feeders:
-                _end(feeder)
+                feeder.end()
             for arena in (*self._texts, *self._vectors):
                 arena.close()
             os.close(self._wake_in)
             os.close(self._wake_out)
-
-
-def _end(feeder: _Handle) -> None:
-    """Ends a feeder's process, if it has not ended, and reaps it."""
-    if feeder.process.poll() is None:
-        with suppress(subprocess.TimeoutExpired):  # it may be on its way out
-            feeder.process.wait(0.5)
-    if feeder.process.poll() is None:
-        feeder.process.kill()
-    feeder.process.wait()
-    feeder.connection.close()
-
-
-def _cause(status: int) -> str:
-    if status == -signal.SIGKILL:
-        return "killed; if the machine ran out of memory, the kernel's log says so"
-    if status < 0:
-        return f"ended by {signal.Signals(-status).name}"
-    return f"status {status}"

@@ -15,11 +15,11 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection
 
 import numpy as np
 from numpy.typing import NDArray
-from pyarrow import RecordBatch
 
 from headrace.ahead import Ahead
 from headrace.blocks import Block
@@ -107,7 +107,7 @@ class _Process:
             word_cache=config.word_cache,
         )
         self._transport, why = server.open_transport(
-            config.transport, slots=setup.slots, sweep=False
+            config.transport, slots=setup.slots, tidy=False
         )
         self._feeder = Feeder(
             config,
@@ -131,7 +131,7 @@ class _Process:
         )
 
     def _warm_up(self) -> None:
-        """Imports what the first block would import (a fifth of a second)."""
+        """Imports what the first block would import."""
         data = b'{"text": "a"}\n'
         block = Block(
             index=0,
@@ -194,13 +194,15 @@ class _Process:
                 # The blocks before it are still to be finished: one of them may be bad too.
                 self.faulty, self._bad_row = block.index, error
                 return
-            self._learnt[block.index] = to_bytes(self._new_words())
+            self._learnt[block.index] = self._new_words()
             yield prepared
 
-    def _new_words(self) -> RecordBatch | None:
+    def _new_words(self) -> bytes | None:
         """The words learnt since the last block, where somebody wants them."""
-        wanted = self._setup.config.word_cache == "keep" or self._tokenizer.dear_words
-        return self._tokenizer.new_words() if wanted else None
+        if self._setup.config.word_cache != "keep" and not self._tokenizer.dear_words:
+            return None
+        words = self._tokenizer.new_words()
+        return None if words is None else bytes(to_bytes(words))
 
     def _arena_of(self, block: Prepared) -> NDArray[np.floating]:
         arena = self._vectors[self._works[block.index].slot]
@@ -215,15 +217,7 @@ class _Process:
         del self._works[embedded.index]
         self._connection.send(
             Done(
-                index=embedded.index,
-                rows=embedded.rows,
-                ids=to_bytes(embedded.ids),
-                bad=embedded.bad,
-                in_place=in_place is not None,
-                truncated_rows=embedded.truncated_rows,
-                tokens=embedded.tokens,
-                padded_tokens=embedded.padded_tokens,
-                batches=embedded.batches,
+                embedded=replace(embedded, vectors=None),
                 words=self._learnt.pop(embedded.index),
                 counters=self.counters,
                 cpu_seconds=self.cpu_seconds,

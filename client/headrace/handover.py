@@ -16,9 +16,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from headrace import errors
-from headrace.blocks import BadRow, Block, IdColumn
+from headrace.blocks import Block, IdColumn
 from headrace.config import EmbedConfig
 from headrace.errors import HeadraceError, MachineError
+from headrace.feeder import Embedded
 from headrace.progress import Counters
 from headrace.sinks import NpyRows
 
@@ -84,33 +85,23 @@ def pack(block: Block, arena: Arena) -> tuple[Block, int]:
     Returns:
         The block without its data, and the bytes that the data takes.
     """
-    data: Any = block.data
-    if block.format == "parquet":
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, data.schema) as writer:
-            writer.write_batch(data)
-        data = memoryview(sink.getvalue())
+    data = to_bytes(block.data) if block.format == "parquet" else block.data
     arena.view(max(1, len(data)))[: len(data)] = data
     return replace(block, data=b""), len(data)
 
 
 def unpack(block: Block, size: int, arena: Arena) -> Block:
     """Returns the block with its data, copied out of shared memory; undoes :func:`pack`."""
-    data: Any = arena.view(max(1, size))[:size]
-    if block.format == "parquet":
-        data = pa.ipc.open_stream(data).read_next_batch()
-    return replace(block, data=data)
+    data: bytes = arena.view(max(1, size))[:size]
+    return replace(block, data=batch_of(data) if block.format == "parquet" else data)
 
 
-def to_bytes(column: pa.Array | pa.RecordBatch | None) -> bytes | None:
-    """Returns a column or a batch as Arrow IPC bytes."""
-    if column is None:
-        return None
-    batch = column if isinstance(column, pa.RecordBatch) else pa.record_batch([column], ["ids"])
+def to_bytes(batch: pa.RecordBatch) -> memoryview:
+    """Returns a batch as Arrow IPC bytes, of a slice no more than the slice."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as writer:
         writer.write_batch(batch)
-    return bytes(sink.getvalue())
+    return memoryview(sink.getvalue())
 
 
 def batch_of(data: bytes) -> pa.RecordBatch:
@@ -207,29 +198,13 @@ class Done:
     """A block is embedded.
 
     Attributes:
-        index: number of the block.
-        rows: records in it.
-        ids: its ids as of :func:`to_bytes`, or None.
-        bad: its bad rows.
-        in_place: whether the vectors are in the output, not in the slot's arena.
-        truncated_rows: see :class:`headrace.feeder.Embedded`, as the next three.
-        tokens: tokens of the rows.
-        padded_tokens: tokens computed.
-        batches: batches sent.
+        embedded: the block; its vectors are in the output, or in the slot's arena.
         words: words that the feeder has learnt since its last message, as of :func:`to_bytes`.
         counters: what the feeder has counted and timed since it began.
         cpu_seconds: its processor time since it was ready.
     """
 
-    index: int
-    rows: int
-    ids: bytes | None
-    bad: tuple[BadRow, ...]
-    in_place: bool
-    truncated_rows: int
-    tokens: int
-    padded_tokens: int
-    batches: int
+    embedded: Embedded
     words: bytes | None
     counters: Counters = field(repr=False)
     cpu_seconds: float

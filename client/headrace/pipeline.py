@@ -12,10 +12,10 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Self
 
 from headrace import keptwords
 from headrace.ahead import Ahead
@@ -114,10 +114,7 @@ def run(
         cpu_seconds=cpu_seconds,
         feeders=feeders,
         word_cache=way.word_cache,
-        words=counters.words,
-        new_words=counters.new_words,
-        plain_rows=counters.plain_rows,
-        checked_rows=counters.checked_rows,
+        **asdict(counters.tokenized),
         model=contract.name,
         model_id=contract.model_id,
         precision=contract.precision,
@@ -223,23 +220,6 @@ class _Job:
     prompt: str
     max_length: int
     counters: Counters
-
-
-class _Way(Protocol):
-    """A way to run the blocks of a run; a context manager."""
-
-    transport: str
-    transport_reason: str
-    word_cache: str
-    feeders_cpu_seconds: float
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def embedded(self, reading: Reading, progress: Callable[[], None]) -> Iterator[Embedded]: ...
-
-    def keep_words(self) -> None: ...
 
 
 class _Inline:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TextIO
 
+from headrace.tokens import WordCounts
+
 STAGES = (
     "build",
     "start",
@@ -38,10 +40,7 @@ class Counters:
         padded_tokens: tokens computed, padding included.
         batches: batches sent.
         bytes_done: bytes of input, as stored, that the done rows came from.
-        words: words that the tokenizer's cache was asked for.
-        new_words: words among them that it did not know.
-        plain_rows: rows tokenized without the cache.
-        checked_rows: rows tokenized both ways and compared.
+        tokenized: what the word cache was asked for, and how it fared.
         seconds: by stage, see :data:`STAGES`; several feeders' seconds are added up.
         cpu_seconds: by stage, what the stage's own thread computed.
     """
@@ -53,10 +52,7 @@ class Counters:
     padded_tokens: int = 0
     batches: int = 0
     bytes_done: int = 0
-    words: int = 0
-    new_words: int = 0
-    plain_rows: int = 0
-    checked_rows: int = 0
+    tokenized: WordCounts = field(default_factory=WordCounts)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     cpu_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 
@@ -75,8 +71,9 @@ class Counters:
             self.seconds[stage] += time.perf_counter() - start
             self.cpu_seconds[stage] += time.thread_time() - cpu_start
 
-    def add_times(self, other: Counters) -> None:
-        """Adds the times of a feeder."""
+    def add_feeder(self, other: Counters) -> None:
+        """Adds the times and words of a feeder."""
+        self.tokenized.add(other.tokenized)
         for mine, others in ((self.seconds, other.seconds), (self.cpu_seconds, other.cpu_seconds)):
             for stage, seconds in others.items():
                 mine[stage] += seconds

@@ -43,3 +43,22 @@ class WordCounts:
     new_words: int = 0
     plain_rows: int = 0
     checked_rows: int = 0
+
+    def add(self, other: WordCounts) -> None:
+        """Adds what another tokenizer has counted."""
+        self.words += other.words
+        self.new_words += other.new_words
+        self.plain_rows += other.plain_rows
+        self.checked_rows += other.checked_rows
+
+
+def differing_rows(one: Tokens, other: Tokens) -> NDArray[np.int64]:
+    """Returns the rows whose ids or truncation differ, ascending; both have as many rows."""
+    differ = (one.truncated != other.truncated) | (one.lengths != other.lengths)
+    if not differ.any() and np.array_equal(one.ids, other.ids):
+        return np.flatnonzero(differ)
+    for row in np.flatnonzero(~differ).tolist():
+        mine = one.ids[one.offsets[row] : one.offsets[row + 1]]
+        theirs = other.ids[other.offsets[row] : other.offsets[row + 1]]
+        differ[row] = not np.array_equal(mine, theirs)
+    return np.flatnonzero(differ)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,18 +21,18 @@ from typing import Self
 import tritonclient.grpc as triton
 
 from headrace.contract import is_leftover, machine_tag
-from headrace.errors import ServerError, UsageError
+from headrace.errors import ServerError
+from headrace_launcher.ports import check_port, free_port, listens
+from headrace_launcher.processes import children_of, die_with, kill_session, parent_of
 from headrace_launcher.triton import TritonInstallation
 
 STARTUP_SECONDS = 300.0
 STOP_SECONDS = 15.0
 WATCH_SECONDS = 0.5
 OBITUARY_SECONDS = 2.0
-KILL_SECONDS = 5.0
 SHM = Path("/dev/shm")  # noqa: S108 -- where Linux keeps POSIX shared memory
 _SHM_PREFIX = "headrace_stub_"
 _SCRATCH_PREFIX = "headrace-server-"
-_PR_SET_PDEATHSIG = 1
 _LOOPBACK = "127.0.0.1"
 
 
@@ -194,10 +192,10 @@ class Server:
         grpc, http, metrics = self._ports
         for option, port in (("grpc", grpc), ("http", http), ("metrics", metrics)):
             if port and (option == "grpc" or http is not None):
-                _check_port(self._host, port, option)
-        grpc = grpc or _free_port(self._host)
-        http = http if http is None else http or _free_port(self._host)
-        metrics = None if http is None or metrics is None else metrics or _free_port(self._host)
+                check_port(self._host, port, option)
+        grpc = grpc or free_port(self._host)
+        http = http if http is None else http or free_port(self._host)
+        metrics = None if http is None or metrics is None else metrics or free_port(self._host)
         self.endpoints = Endpoints(
             grpc=f"{self._host}:{grpc}",
             http=None if http is None else f"{self._host}:{http}",
@@ -232,7 +230,7 @@ class Server:
             cwd=self._scratch,
             # Its own session: a Ctrl-C in the terminal is ours to handle, in our order.
             start_new_session=True,
-            preexec_fn=lambda: _die_with(parent),  # noqa: PLW1509 -- takes no lock
+            preexec_fn=lambda: die_with(parent),  # noqa: PLW1509 -- takes no lock
         )
 
     def _wait_until_ready(self) -> bool:
@@ -247,7 +245,7 @@ class Server:
                     ready = name == self._name and client.is_server_ready(client_timeout=1.0)
                     # gRPC is the first to listen, the others follow.
                     others = (self.endpoints.http, self.endpoints.metrics)
-                    if ready and all(_listens(each) for each in others if each is not None):
+                    if ready and all(listens(each) for each in others if each is not None):
                         return True
                 except triton.InferenceServerException:
                     pass  # not listening yet
@@ -261,11 +259,11 @@ class Server:
         """
         process = self._process
         assert process is not None
-        models = _children(process.pid)
+        models = children_of(process.pid)
 
         def watch() -> None:
             while process.poll() is None:
-                if dead := [pid for pid in models if _parent(pid) != process.pid]:
+                if dead := [pid for pid in models if parent_of(pid) != process.pid]:
                     self._failure = (
                         f"the process {dead[0]} that computes the model has died (if the machine "
                         f"ran out of memory, the kernel's log says so)"
@@ -287,7 +285,7 @@ class Server:
                     process.wait(STOP_SECONDS)
         finally:  # also when a second Ctrl-C cuts the draining short
             self._process = None
-            _kill_session(process)
+            kill_session(process)
 
 
 def _front_end(name: str, host: str, port: int | None) -> list[str]:
@@ -295,35 +293,6 @@ def _front_end(name: str, host: str, port: int | None) -> list[str]:
     if port is None:
         return [f"--allow-{name}=false"]
     return [f"--{name}-address={host}", f"--{name}-port={port}"]
-
-
-def _kill_session(process: subprocess.Popen[bytes]) -> None:
-    """Kills a server and the models' processes, which share its session, and waits for the end."""
-    deadline = time.monotonic() + KILL_SECONDS
-    while time.monotonic() < deadline:
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            break
-        process.poll()  # reaps the leader, which counts as a member until then
-        time.sleep(0.01)
-    process.wait()
-
-
-def _children(pid: int) -> list[int]:
-    """Returns the ids of a process's children that live."""
-    numbers = (int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit())
-    return [number for number in numbers if _parent(number) == pid]
-
-
-def _parent(pid: int) -> int | None:
-    """Returns the parent of a process that lives; None for one that is gone or a zombie."""
-    try:
-        # proc(5): pid (name) state ppid; the name may hold anything, even parentheses.
-        state, parent, *_ = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return int(parent) if state not in {"Z", "X"} else None
 
 
 def sweep_leftovers() -> None:
@@ -336,40 +305,6 @@ def sweep_leftovers() -> None:
         tag, pid, *_ = [*region.name.removeprefix(_SHM_PREFIX).split("_"), "", ""]
         if is_leftover(tag, pid):
             region.unlink(missing_ok=True)
-
-
-def _free_port(host: str) -> int:
-    with socket.socket() as probe:
-        try:
-            probe.bind((host, 0))
-        except OSError as error:
-            raise UsageError(
-                f"--listen {host}: this machine has no such IPv4 address ({error.strerror}); "
-                f"use 127.0.0.1, or 0.0.0.0 for every one"
-            ) from error
-        return int(probe.getsockname()[1])
-
-
-def _listens(endpoint: str) -> bool:
-    host, _, port = endpoint.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=1.0).close()
-    except OSError:
-        return False
-    return True
-
-
-def _check_port(host: str, port: int, option: str) -> None:
-    _free_port(host)
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except (OSError, OverflowError) as error:
-            raise UsageError(
-                f"port {port} of {host} cannot be used ({error}); pass another one with "
-                f"--{option}-port, or 0 for a free one"
-            ) from error
 
 
 def _environment(triton: TritonInstallation) -> dict[str, str]:
@@ -388,16 +323,3 @@ def _environment(triton: TritonInstallation) -> dict[str, str]:
     if libraries:
         environment["LD_LIBRARY_PATH"] = os.pathsep.join(libraries)
     return environment
-
-
-_prctl = ctypes.CDLL(None).prctl  # bound here: nothing is loaded between fork and exec
-
-
-def _die_with(parent: int) -> None:
-    """Has the kernel kill this process when the thread that started it ends, however it ends.
-
-    SIGKILL, as Triton does not heed SIGTERM while it starts (prctl(2), PR_SET_PDEATHSIG).
-    """
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before the call
-        os._exit(1)

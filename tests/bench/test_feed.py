@@ -48,7 +48,8 @@ def test_both_passes_and_tokenizers_are_measured(tmp_path, capsys):
             assert result[f"ratio_{name}_{other}"] > 0
         stages = result[f"stage_us_{name}"]
         assert {"parse", "tokenize", "pack", "write", "other"} <= stages.keys()
-        assert sum(stages.values()) == pytest.approx(result[f"client_cpu_us_{name}"], rel=0.3)
+        measured = [us for stage, us in stages.items() if stage != "other"]
+        assert 0 < sum(measured) < result[f"client_cpu_us_{name}"] * 1.5
         assert 0 < result[f"server_cpu_us_{name}"] < 1e5
         assert all(report["rows"] == 600 for report in result["reports"][name])
         assert all(report["dtype"] == "float16" for report in result["reports"][name])

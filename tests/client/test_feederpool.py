@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import queue
 from types import SimpleNamespace
 
 import pytest
 
 from headrace.blocks import Block, IdColumn
 from headrace.errors import BadRowError, MachineError
-from headrace.feederpool import AT_ONCE, MOST_DEATHS, FeederPool, _Handle, _Task
+from headrace.feederhandle import FeederHandle, Task
+from headrace.feederpool import AT_ONCE, MOST_DEATHS, FeederPool
 from headrace.handover import Failed, Ready, Work
 from headrace.progress import Counters
 
@@ -25,7 +25,7 @@ class Pool(FeederPool):
     def _start(self):
         process = SimpleNamespace(returncode=-11, poll=lambda: -11, wait=lambda *_: 0)
         connection = SimpleNamespace(send=lambda _: None, close=lambda: None)
-        handle = _Handle(process, connection)
+        handle = FeederHandle(process, connection)
         handle.ready = self.ready = Ready(
             transport="",
             transport_reason="",
@@ -51,7 +51,7 @@ class Blocks:
 
     def __init__(self, count):
         self.left = [
-            _Task(
+            Task(
                 Work(
                     block=Block(
                         index=index,
@@ -83,7 +83,7 @@ class Blocks:
 def pool():
     from dataclasses import make_dataclass
 
-    setup = make_dataclass("Setup", ["texts", "vectors"], frozen=True)((), ())
+    setup = make_dataclass("Setup", ["texts", "vectors", "in_place"], frozen=True)((), (), None)
     pool = Pool(setup, 2)
     yield pool
     pool._feeders.clear()
@@ -150,4 +150,3 @@ def test_memory_that_was_used_last_is_used_first(pool):
     pool._release(one)
     pool._release(two)
     assert pool._free.get() == two
-    assert isinstance(pool._free, queue.LifoQueue)

@@ -43,14 +43,14 @@ class Connection:
         return self.contract.in_flight + QUEUED
 
     def open_transport(
-        self, choice: TransportChoice, *, slots: int | None = None, sweep: bool = True
+        self, choice: TransportChoice, *, slots: int | None = None, tidy: bool = True
     ) -> tuple[Transport, str]:
         """Opens the transport that was chosen; for ``auto`` the first that works.
 
         Args:
             choice: what was asked for.
             slots: most batches in flight; None takes what keeps the server busy.
-            sweep: whether to remove first what dead processes have left in shared memory.
+            tidy: whether to remove first what dead processes have left in shared memory.
 
         Returns:
             The transport and, in a few words, why it is that one.
@@ -62,7 +62,7 @@ class Connection:
         if choice == "grpc":
             return GrpcTransport(self.client, self.contract, slots=slots), "asked for"
         try:
-            transport = self._open_system(slots, tidy=sweep)
+            transport = self._open_system(slots, tidy=tidy)
         except MachineError as error:
             if choice == "system":
                 raise

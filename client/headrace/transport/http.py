@@ -1,7 +1,7 @@
 """Batches in POSIX shared memory, and the requests that point at them over HTTP.
 
-What travels is some hundred bytes each way, and costs half of what it does over gRPC, whose Python
-side hands every request from thread to thread. Only where the server's HTTP endpoint is known: its
+What travels is some hundred bytes each way, and costs less than over gRPC, whose Python side hands
+every request from thread to thread. Only where the server's HTTP endpoint is known: its
 port stands in the name of a server that headrace has started. The protocol is KServe's with
 Triton's shared-memory extension (github.com/triton-inference-server/server, docs/protocol).
 """
