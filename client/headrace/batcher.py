@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.contract import Bucket, Contract
+from headrace.kernels import fill_batch
 from headrace.tokens import Tokens
 
 MOST_PADDING = 0.045  # of a batch; small ones may have more, all together stay below 5 %
@@ -76,17 +77,14 @@ def fill(
         ids: int32[len(batch.rows), batch.length], overwritten.
         mask: the same shape; 1 for a token, 0 for padding.
     """
-    starts = tokens.offsets[batch.rows]
-    lengths = tokens.offsets[batch.rows + 1] - starts
-    positions = np.arange(batch.length)
-    if len(tokens.ids):
-        # Past a row's end these are the tokens of other rows, until padding overwrites them.
-        np.take(tokens.ids, starts[:, None] + positions, mode="clip", out=ids)
-    shortest = int(lengths.min())
-    unused = positions[shortest:] >= lengths[:, None]
-    mask[:, :shortest] = 1
-    np.logical_not(unused, out=mask[:, shortest:])
-    np.copyto(ids[:, shortest:], pad_id, where=unused)
+    fill_batch(batch.rows, tokens.offsets, tokens.ids, np.int32(pad_id), ids, mask)
+
+
+def compile_fill() -> None:
+    """Has :func:`fill` compiled, which takes a second where that was not done before."""
+    row = np.zeros((1, 1), np.int32)
+    tokens = Tokens(ids=row[0], offsets=np.array([0, 1]), truncated=np.zeros(1, np.bool_))
+    fill(Batch(rows=np.zeros(1, np.int64), length=1), tokens, 0, row, row.copy())
 
 
 def _alike(lengths: NDArray[np.int64], contract: Contract) -> int:

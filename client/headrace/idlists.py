@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from headrace.kernels import SPARE
+
 T = TypeVar("T", bound=np.generic)
 
 
@@ -22,10 +24,20 @@ class IdLists:
     def __len__(self) -> int:
         return self._lists
 
+    @property
+    def ids(self) -> NDArray[np.int32]:
+        """int32[at least all and :data:`SPARE` more]; all lists, one after the other."""
+        return self._ids
+
+    @property
+    def edges(self) -> NDArray[np.int64]:
+        """int64[at least lists + 1]; list ``i`` is ``ids[edges[i]:edges[i + 1]]``."""
+        return self._edges
+
     def append(self, ids: NDArray[np.int32], lengths: NDArray[np.int64]) -> None:
         """Adds ``len(lengths)`` lists; ``ids`` holds all of theirs, one after the other."""
         first, begin = self._lists, int(self._edges[self._lists])
-        self._ids = grown(self._ids, begin + len(ids))
+        self._ids = grown(self._ids, begin + len(ids) + SPARE)
         self._ids[begin : begin + len(ids)] = ids
         self._lists += len(lengths)
         self._edges = grown(self._edges, self._lists + 1)

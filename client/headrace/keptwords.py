@@ -25,6 +25,10 @@ MAX_WORDS = 3 << 17  # three quarters of a cache, so that there is room for new 
 MAX_BYTES = 32 << 20
 MAX_FOLDER_BYTES = 256 << 20
 _FORMAT = 1
+_CODE = (
+    *("separable", "newwords", "wordpiece", "wordcache", "cutting", "wordtable", "idlists"),
+    "kernels",
+)
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
@@ -89,7 +93,7 @@ def forget(tokenizer_hash: str) -> None:
 def _makers() -> str:
     """What words depend on beside the tokenizer's file: the code that makes ids of them."""
     digest = hashlib.sha256(f"{_FORMAT} {tokenizers.__version__}".encode())
-    for name in ("separable", "newwords", "wordcache", "wordtable", "idlists"):
+    for name in _CODE:
         digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
     return digest.hexdigest()
 

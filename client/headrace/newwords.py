@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import chain
 
 import numpy as np
@@ -19,7 +20,8 @@ from tokenizers import Tokenizer
 
 from headrace.idlists import IdLists
 from headrace.separable import Recipe
-from headrace.wordtable import UNKNOWN, WordTable, raw_bytes
+from headrace.wordpiece import WordPiece
+from headrace.wordtable import UNFIT, WordTable, raw_bytes
 
 # What `tokenizers` is handed at once: bounds the memory of its per-token records.
 _WORDS_AT_ONCE = 4096
@@ -47,6 +49,10 @@ class NewWords:
         self._tokenizer = tokenizer
         self._model = tokenizer.model
         self._recipe = recipe
+        self._pieces: WordPiece | None = None
+        if recipe.kind == "BERT WordPiece":
+            with suppress(ValueError):
+                self._pieces = WordPiece(tokenizer)
         self._literals = _alternatives(recipe.literals)
         self._normalized_literals = _alternatives(recipe.normalized_literals)
         self._reset()
@@ -56,7 +62,7 @@ class NewWords:
         self._lists = IdLists()
         # To BERT a space is a part without tokens.
         if self._recipe.kind == "BERT WordPiece":
-            self._parts.add(pa.array([b" "]))
+            self._parts.number(np.frombuffer(b" ", np.uint8), np.array([0, 1]))
             self._lists.append(np.zeros(0, np.int32), np.zeros(1, np.int64))
 
     def tokenize(self, words: pa.BinaryArray) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
@@ -116,22 +122,25 @@ class NewWords:
     def _by_parts(self, words: pa.BinaryArray) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         if len(self._parts) > _MAX_PARTS:
             self._reset()
-        parts, first = cut_parts(words, self._recipe)
-        coded = parts.dictionary_encode()
-        distinct = coded.dictionary
-        numbers = self._parts.find(distinct)
-        new, unfit = np.flatnonzero(numbers == UNKNOWN), np.flatnonzero(numbers < UNKNOWN)
-        missing = np.concatenate([new, unfit])
-        numbers[missing] = np.arange(len(self._lists), len(self._lists) + len(missing))
-        self._lists.append(*self._part_ids(distinct.take(pa.array(missing)).to_pylist()))
-        self._parts.add(distinct.take(pa.array(new)))
-        ids, ends = self._lists.gather(numbers.take(coded.indices.to_numpy()))
+        data, edges, first = cut_parts(words, self._recipe)
+        known = len(self._parts)
+        numbers = self._parts.number(data, edges)
+        new = self._parts.words(np.arange(known, len(self._parts)))
+        long = np.flatnonzero(numbers == UNFIT)
+        if len(long):
+            numbers[long] = len(self._parts) + np.arange(len(long))
+            longer = [data[edges[index] : edges[index + 1]].tobytes() for index in long.tolist()]
+            new = pa.concat_arrays([new, pa.array(longer, pa.binary())])
+        self._lists.append(*self._part_ids(new))
+        ids, ends = self._lists.gather(numbers)
         self._lists.cut(len(self._parts))
         return ids, np.diff(ends[first])
 
-    def _part_ids(self, parts: list[bytes]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    def _part_ids(self, parts: pa.BinaryArray) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        if self._pieces is not None:
+            return self._pieces.tokenize(*raw_bytes(parts))
         # "Ġ" stands for the space in a byte-level vocabulary; other printable ASCII is itself.
-        texts = (part.decode("ascii").replace(" ", "Ġ") for part in parts)
+        texts = (part.decode("ascii").replace(" ", "Ġ") for part in parts.to_pylist())
         return _joined([[token.id for token in self._model.tokenize(text)] for text in texts])
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
@@ -139,7 +148,9 @@ class NewWords:
         return [encoding.ids for encoding in encodings]
 
 
-def cut_parts(words: pa.BinaryArray, recipe: Recipe) -> tuple[pa.BinaryArray, NDArray[np.int64]]:
+def cut_parts(
+    words: pa.BinaryArray, recipe: Recipe
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
     """Does what BertPreTokenizer, or the pattern of GPT-2, does to printable ASCII.
 
     Args:
@@ -147,8 +158,9 @@ def cut_parts(words: pa.BinaryArray, recipe: Recipe) -> tuple[pa.BinaryArray, ND
         recipe: of which kind, and whether letters are lowered.
 
     Returns:
-        The parts (of BERT with the spaces, which are no tokens), and int64[words + 1]: the first
-        part of each word.
+        The bytes, with letters lowered where the recipe says so; int64[parts + 1]: where each part
+        begins (of BERT a space, which is no token, is one too); int64[words + 1]: the first part
+        of each word.
     """
     data, edges = raw_bytes(words)
     if recipe.lowercase:
@@ -163,9 +175,7 @@ def cut_parts(words: pa.BinaryArray, recipe: Recipe) -> tuple[pa.BinaryArray, ND
     if recipe.kind == "byte-level BPE":
         _join_contractions(data, edges, starts)
     places = np.flatnonzero(starts)
-    buffers = [None, pa.py_buffer(places.astype(np.int32)), pa.py_buffer(data)]
-    parts = pa.Array.from_buffers(pa.binary(), len(places) - 1, buffers)
-    return parts, np.searchsorted(places, edges)
+    return data, places, np.searchsorted(places, edges)
 
 
 def _join_contractions(

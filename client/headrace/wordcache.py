@@ -7,18 +7,20 @@ exact, and for which tokenizers, stands in :mod:`headrace.separable`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from headrace.idlists import IdLists, grown, take
+from headrace.cutting import cut
+from headrace.idlists import IdLists, grown
+from headrace.kernels import join_words
 from headrace.newwords import NewWords
 from headrace.separable import Recipe
 from headrace.tokens import Tokens, WordCounts
-from headrace.wordtable import UNKNOWN, WordTable, raw_bytes
+from headrace.wordtable import UNFIT, WordTable, raw_bytes
 
 MAX_WORDS = 1 << 19
 # A row of longer words than this on average gains nothing and is tokenized whole.
@@ -26,36 +28,9 @@ _MEAN_BYTES = 32
 # Rows that are worked on at once, in bytes of text: the arrays then stay in the processor's cache
 # and on pages that are there, and still share most of their words.
 _BYTES_AT_ONCE = 1 << 21
-_SPACE = 0x20
-# Lists that are no words: nothing, the special tokens, and what the prompt begins with.
-_NONE, _BEFORE, _AFTER, _HEAD, _FIRST_WORD = range(5)
+# The list that is no word's, and empty.
+_NONE, _FIRST_WORD = 0, 1
 _MAX_COLUMN_BYTES = (1 << 31) - 1
-# What some engine's \s may take, and its like: control characters and, by their last bytes in
-# UTF-8, U+0085, U+00A0, U+1680, U+180E, U+2000-200F, U+2028, U+2029, U+202F, U+205F, U+2060,
-# U+3000, U+FEFF.
-_IS_WHITE = np.isin(np.arange(256), [*range(0x09, 0x0E), *range(0x1C, 0x21)])
-_WHITE_PAIRS = np.array([0xC285, 0xC2A0])
-_WHITE_TRIPLES = np.array(
-    [
-        *(0xE19A80, 0xE1A08E, *range(0xE28080, 0xE28090), 0xE280A8, 0xE280A9, 0xE280AF),
-        *(0xE2819F, 0xE281A0, 0xE38080, 0xEFBBBF),
-    ]
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Pieces:
-    """Rows cut into words.
-
-    Attributes:
-        words: binary[words], each with the space before it.
-        bounds: int64[rows + 1]; row ``i`` has the words ``bounds[i]`` to ``bounds[i + 1]``.
-        whole: rows that were not cut.
-    """
-
-    words: pa.BinaryArray
-    bounds: NDArray[np.int64]
-    whole: int
 
 
 class WordCache:
@@ -97,11 +72,11 @@ class WordCache:
         self._lists = IdLists()
         self._plain = np.zeros(256, np.bool_)
         self._fresh = np.zeros(256, np.bool_)
-        self._met = np.zeros(256, np.int64)
+        self._lists.append(np.zeros(0, np.int32), np.zeros(1, np.int64))
         head, self._tail = self._split(prompt)
-        for ids in ((), recipe.before, recipe.after, head):
-            self._lists.append(np.array(ids, np.int32), np.array([len(ids)]))
-        self._has_head = len(head) > 0
+        self._before = np.array(recipe.before, np.int32)
+        self._head = np.array(head, np.int32)
+        self._after = np.array(recipe.after, np.int32)
 
     def encode(self, texts: pa.StringArray) -> Tokens:
         """Tokenizes a column of rows without nulls."""
@@ -129,17 +104,21 @@ class WordCache:
         return pa.record_batch({"word": self._table.words(fresh), "ids": lists})
 
     def adopt(self, words: pa.RecordBatch) -> None:
-        """Adds words that another cache learnt, as long as there is room."""
-        new = np.flatnonzero(self._table.find(words["word"]) == UNKNOWN)
-        new = new[: self._max_words - len(self._table)]
-        words = words.take(pa.array(new))
+        """Adds words that another cache learnt."""
+        known = len(self._table)
+        numbers = self._table.number(*raw_bytes(words["word"]))
+        highest = np.maximum.accumulate(np.append(known - 1, numbers))
+        words = words.take(pa.array(np.flatnonzero(np.diff(highest))))  # the first of each new one
         lengths = pc.fill_null(pc.list_value_length(words["ids"]), 0)
         self._lists.append(words["ids"].flatten().to_numpy(), lengths.to_numpy().astype(np.int64))
-        self._add(words["word"], words["ids"].is_null().to_numpy(zero_copy_only=False), fresh=False)
+        self._note(known, words["ids"].is_null().to_numpy(zero_copy_only=False), fresh=False)
+        self._bound()
 
     def _split(self, prompt: str) -> tuple[tuple[int, ...], bytes]:
         """Returns the ids of what comes before the prompt's last word, and that word."""
-        words = cut(pa.array([prompt]), self._joins, _MAX_COLUMN_BYTES).words
+        text = np.frombuffer(prompt.encode(), np.uint8)
+        edges = cut(text, np.array([0, len(text)]), self._joins, _MAX_COLUMN_BYTES).edges
+        words = pa.array([text[a:b].tobytes() for a, b in pairwise(edges)], pa.binary())
         # Where the prompt holds an added token all of it is glued to every row, as rules for rows
         # hold there.
         if len(words) < 2 or self._new.plain(words).any():
@@ -171,58 +150,56 @@ class WordCache:
             if texts.nbytes + len(self._tail) > _MAX_COLUMN_BYTES:
                 return self._huge(texts)
             texts = pc.binary_join_element_wise(self._tail.decode(), texts, "")
-        pieces = cut(texts, self._joins, _MEAN_BYTES)
-        coded = pieces.words.dictionary_encode()
-        slots = self._find(coded.dictionary)
-        words = slots.take(coded.indices.to_numpy())
-        self._counts.words += len(words)
+        data, rows = raw_bytes(texts)
+        pieces = cut(data, rows, self._joins, _MEAN_BYTES)
+        self._counts.words += len(pieces.edges) - 1
         self._counts.plain_rows += pieces.whole
-        plain = self._plain[slots - _FIRST_WORD]
+        words = self._find(data, pieces.edges)
+        plain = self._plain[: len(self._lists) - _FIRST_WORD]
         if plain.any():
-            self._replace(texts, words, pieces.bounds, plain.take(coded.indices.to_numpy()))
+            self._replace(texts, words, pieces.bounds, plain[words - _FIRST_WORD])
         tokens = self._join(words, pieces.bounds)
         self._lists.cut(_FIRST_WORD + len(self._table))
         self._block += 1
-        if len(self._table) >= self._max_words:
-            self._drop_oldest()
+        self._bound()
         return tokens
 
-    def _find(self, words: pa.BinaryArray) -> NDArray[np.int64]:
-        """Returns int64[words]: the list of each of these distinct words; learns unknown ones."""
-        numbers = self._table.find(words)
-        unknown, unfit = np.flatnonzero(numbers == UNKNOWN), np.flatnonzero(numbers < UNKNOWN)
-        self._counts.new_words += len(unknown) + len(unfit)
-        if len(unknown) + len(unfit):
-            missing = np.concatenate([unknown, unfit])
-            new = words.take(pa.array(missing))
-            first = len(self._table)
-            numbers[missing] = np.arange(first, first + len(new))
+    def _find(self, data: NDArray[np.uint8], edges: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns int64[words]: the list of each word; learns unknown ones."""
+        known = len(self._table)
+        words = self._table.number(data, edges, self._block)
+        long = np.flatnonzero(words == UNFIT)
+        if len(self._table) > known or len(long):
+            self._counts.new_words += len(self._table) - known + len(long)
+            new = self._table.words(np.arange(known, len(self._table)))
+            if len(long):
+                places = zip(edges[long].tolist(), edges[long + 1].tolist(), strict=True)
+                longer = [data[begin:end].tobytes() for begin, end in places]
+                new = pa.concat_arrays([new, pa.array(longer, pa.binary())])
+                words[long] = len(self._table) + np.arange(len(long))
             self._lists.append(*self._new.tokenize(new))
-            kept = min(len(unknown), self._max_words - first)
-            self._add(new.slice(0, kept), self._new.plain(new), fresh=True)
-        self._met[numbers[numbers < len(self._table)]] = self._block
-        return numbers + _FIRST_WORD
+            self._note(known, self._new.plain(new), fresh=True)
+        words += _FIRST_WORD
+        return words
 
-    def _add(self, words: pa.BinaryArray, plain: NDArray[np.bool_], *, fresh: bool) -> None:
-        """Keeps the lists after the last word's for ``words``; ``plain`` is of all lists there."""
-        first, last = len(self._table), len(self._table) + len(words)
-        self._table.add(words)
+    def _note(self, first: int, plain: NDArray[np.bool_], *, fresh: bool) -> None:
+        """Puts down what is known of the words from the ``first`` on, and of lists after them."""
         self._plain = grown(self._plain, first + len(plain))
-        self._fresh, self._met = grown(self._fresh, last), grown(self._met, last)
         self._plain[first : first + len(plain)] = plain
-        self._fresh[first:last] = fresh
-        self._met[first:last] = self._block if fresh else 0
+        self._fresh = grown(self._fresh, len(self._table))
+        self._fresh[first : len(self._table)] = fresh
 
-    def _drop_oldest(self) -> None:
-        """Keeps the three quarters of the words that were met last."""
-        order = np.argsort(self._met[: len(self._table)], kind="stable")
-        keep = np.sort(order[len(order) // 4 + 1 :])
-        lists = np.concatenate([np.arange(_FIRST_WORD), keep + _FIRST_WORD])
-        ids, edges = self._lists.gather(lists)
+    def _bound(self) -> None:
+        """Keeps three quarters of the words that fit, the last met ones, where it is full."""
+        if len(self._table) < self._max_words:
+            return
+        order = np.argsort(self._table.met(), kind="stable")
+        keep = np.sort(order[-(self._max_words * 3 // 4) :])
+        ids, edges = self._lists.gather(np.append(_NONE, keep + _FIRST_WORD))
         self._lists = IdLists()
         self._lists.append(ids, np.diff(edges))
         self._table.keep(keep)
-        self._plain, self._fresh, self._met = self._plain[keep], self._fresh[keep], self._met[keep]
+        self._plain, self._fresh = self._plain[keep], self._fresh[keep]
 
     def _replace(
         self,
@@ -251,76 +228,20 @@ class WordCache:
 
     def _join(self, words: NDArray[np.int64], bounds: NDArray[np.int64]) -> Tokens:
         """Puts the rows together: special tokens, the prompt's head, words, truncation."""
-        rows = len(bounds) - 1
-        lead = 1 + self._has_head
-        bounds = bounds + (lead + 1) * np.arange(rows + 1)
-        first, last = bounds[:-1], bounds[1:] - 1
-        framed = np.empty(bounds[-1], np.int64)
-        inside = np.ones(len(framed), np.bool_)
-        for place, number in ((first, _BEFORE), (first + lead - 1, _HEAD), (last, _AFTER)):
-            framed[place] = number
-            inside[place] = False
-        framed[first] = _BEFORE
-        framed[inside] = words
-        ids, edges = self._lists.gather(framed)
-        return self._truncated(ids, edges[bounds])
-
-    def _truncated(self, ids: NDArray[np.int32], edges: NDArray[np.int64]) -> Tokens:
-        """Cuts what is too long out of the rows that lie between ``edges``."""
-        before, after = len(self._recipe.before), len(self._recipe.after)
-        content = np.diff(edges) - before - after
-        truncated = content > self._room
-        if truncated.any():
-            content = np.minimum(content, self._room)
-            first = before + (0 if self._left else content)
-            last = after + (content if self._left else 0)
-            parts = np.stack([edges[:-1], edges[:-1] + first, edges[1:] - last], axis=1)
-            kept = np.arange(parts.size).reshape(parts.shape)[:, ::2]
-            ids, ends = take(ids, np.append(parts.ravel(), edges[-1]), kept.ravel())
-            edges = ends[::2]
-        return Tokens(ids=ids, offsets=edges, truncated=truncated)
-
-
-def cut(texts: pa.StringArray, joins: bool, mean_bytes: int) -> Pieces:
-    """Cuts every row before each of its spaces, without copying the text.
-
-    Args:
-        texts: rows without nulls; may be a slice.
-        joins: whether a space that follows other white space stays with it.
-        mean_bytes: rows whose words have more bytes than this on average stay whole.
-
-    Returns:
-        The words and which row has which.
-    """
-    data, offsets = raw_bytes(texts)
-    marks = data == _SPACE
-    marks[offsets[offsets < len(data)]] = True
-    cuts = np.flatnonzero(marks)
-    if joins:
-        joined = np.flatnonzero(_after_white(data, cuts))
-        rows = np.searchsorted(offsets, cuts[joined], "right") - 1
-        cuts = np.delete(cuts, joined[cuts[joined] > offsets[rows]])
-    bounds = np.searchsorted(cuts, offsets)
-    counts = np.diff(bounds)
-    whole = np.diff(offsets) > mean_bytes * np.maximum(counts, 1)
-    if (whole & (counts > 1)).any():
-        keep = ~np.repeat(whole, counts)
-        keep[bounds[:-1][counts > 0]] = True
-        cuts = cuts[keep]
-        bounds = np.append(0, np.cumsum(np.where(whole, 1, counts)))
-    edges = np.append(cuts, len(data)).astype(np.int32)
-    buffers = [None, pa.py_buffer(edges), pa.py_buffer(data)]
-    words = pa.Array.from_buffers(pa.binary(), len(cuts), buffers)
-    return Pieces(words, bounds, int(whole.sum()))
-
-
-def _after_white(data: NDArray[np.uint8], cuts: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Returns bool[cuts]: whether there is a space, and a white character before it."""
-    before = data[cuts - 1]
-    white: NDArray[np.bool_] = _IS_WHITE[before]
-    index = np.flatnonzero(before >= 0x80)
-    pairs = data[np.maximum(cuts[index] - 2, 0)].astype(np.int64) << 8 | before[index]
-    triples = data[np.maximum(cuts[index] - 3, 0)].astype(np.int64) << 16 | pairs
-    white[index] = np.isin(pairs, _WHITE_PAIRS) | np.isin(triples, _WHITE_TRIPLES)
-    after: NDArray[np.bool_] = white & (data[cuts] == _SPACE)
-    return after
+        lists = self._lists
+        offsets = np.empty(len(bounds), np.int64)
+        truncated = np.empty(len(bounds) - 1, np.bool_)
+        ids = join_words(
+            words,
+            bounds,
+            lists.edges,
+            lists.ids,
+            self._before,
+            self._head,
+            self._after,
+            self._room,
+            self._left,
+            offsets,
+            truncated,
+        )
+        return Tokens(ids=ids[: offsets[-1]], offsets=offsets, truncated=truncated)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.batcher import fill, plan_batches
@@ -86,6 +86,7 @@ def test_a_row_longer_than_the_longest_bucket_is_refused(contract):
         list(plan_batches(np.array([129]), np.array([0]), contract))
 
 
+@settings(deadline=None)  # the first call compiles
 @given(rows=st.lists(st.lists(st.integers(1, 99), max_size=30), min_size=1, max_size=40))
 def test_fill_pads_each_row_on_the_right(contract, rows):
     tokens = ragged(rows)

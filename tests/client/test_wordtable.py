@@ -6,79 +6,101 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace import wordtable
-from headrace.wordtable import MAX_WORD_BYTES, UNFIT, UNKNOWN, WordTable
+from headrace.wordtable import MAX_WORD_BYTES, UNFIT, WordTable, raw_bytes, readable
 
 WORDS = st.lists(
     st.one_of(
         st.binary(max_size=70),
         st.text(st.sampled_from("ab\0 é"), max_size=20).map(str.encode),
         st.integers(0, 66).map(lambda size: b"x" * size),
+        st.integers(0, 50).map(lambda size: b"y" * 17 + b"z" * size),
     ),
-    unique=True,
     max_size=60,
 )
 
 
-def column(words):
-    return pa.array(words, pa.binary())
+def number(table, words, now=0):
+    return table.number(*raw_bytes(pa.array(words, pa.binary())), now).tolist()
+
+
+class Naive:
+    """What a table must do, by a dict."""
+
+    def __init__(self):
+        self.numbers, self.met = {}, {}
+
+    def number(self, words, now=0):
+        found = []
+        for word in words:
+            if len(word) > MAX_WORD_BYTES:
+                found.append(UNFIT)
+                continue
+            found.append(self.numbers.setdefault(word, len(self.numbers)))
+            self.met[word] = now
+        return found
+
+    def keep(self, numbers):
+        words = list(self.numbers)
+        self.numbers = {words[number]: place for place, number in enumerate(numbers)}
 
 
 @settings(deadline=None)
-@given(known=WORDS, asked=WORDS)
-def test_finds_what_was_added_and_nothing_else(known, asked):
-    table, numbers = WordTable(), {}
-    for half in (known[::2], known[1::2]):
-        short = [word for word in half if len(word) <= MAX_WORD_BYTES]
-        table.add(column(short))
-        numbers |= {word: len(numbers) + index for index, word in enumerate(short)}
-    expected = [
-        numbers.get(word, UNKNOWN if len(word) <= MAX_WORD_BYTES else UNFIT)
-        for word in [*known, *asked]
-    ]
-    assert table.find(column([*known, *asked])).tolist() == expected
+@given(calls=st.lists(WORDS, max_size=5), keeps=st.lists(st.randoms(), max_size=2))
+def test_numbers_as_a_dict_would(calls, keeps):
+    table, naive = WordTable(), Naive()
+    for now, words in enumerate(calls):
+        assert number(table, words, now) == naive.number(words, now)
+        assert len(table) == len(naive.numbers)
+        assert table.met().tolist() == [naive.met[word] for word in naive.numbers]
+        if now < len(keeps):
+            kept = sorted(keeps[now].sample(range(len(table)), len(table) // 2))
+            table.keep(np.array(kept, np.int64))
+            naive.keep(kept)
+    words = list(naive.numbers)
     some = np.arange(len(table))[::3]
-    words = list(numbers)
     assert table.words(some).to_pylist() == [words[number] for number in some]
-    table.keep(some)
-    assert len(table) == len(some)
-    kept = [words[number] for number in some]
-    assert table.find(column(kept)).tolist() == list(range(len(kept)))
-    gone = [word for word in words if word not in kept]
-    assert (table.find(column(gone)) == UNKNOWN).all()
 
 
 def test_many_words_and_slices():
-    words = [f"word {number}".encode() for number in range(50_000)]
+    words = [f"word {number} {'x' * (number % 50)}".encode() for number in range(150_000)]
     table = WordTable()
-    for start in range(0, len(words), 7000):
-        table.add(column(words[start : start + 7000]))
-    found = table.find(column([b"no", *words, b"none"]).slice(1, len(words)))
-    assert (found == np.arange(len(words))).all()
+    for start in range(0, len(words), 7500):
+        chunk = [b"no", *words[start : start + 7500], b"none"]
+        found = table.number(*raw_bytes(pa.array(chunk, pa.binary()).slice(1, 7500)), start)
+        assert (found == np.arange(start, start + 7500)).all()
+    assert number(table, [words[0], words[-1], b"none"]) == [0, len(words) - 1, len(words)]
+    assert (table.met()[1:-2] == np.arange(1, len(words) - 1) // 7500 * 7500).all()
+    table.keep(np.arange(1, len(words), 2))
+    assert number(table, words[1::2]) == list(range(len(words) // 2))
+    assert number(table, [words[0]]) == [len(words) // 2]
 
 
-def test_words_of_one_hash_are_never_confused():
+def test_words_of_one_hash_are_told_apart():
     table = WordTable()
-    table._factors[:-1] = 0  # every word of one length has the same hash
-    table.add(column([b"one"]))
-    assert table.find(column([b"one", b"two", b"four"])).tolist() == [0, UNFIT, UNKNOWN]
-    table.add(column([b"four", b"five"]))
-    found = table.find(column([b"one", b"four", b"five"])).tolist()
-    assert found in ([0, 1, UNFIT], [0, UNFIT, 2])
+    table.arrays.factors[:] = 0  # every word has the same hash
+    words = [str(number).encode() * (number % 9 + 1) for number in range(200)]
+    assert number(table, words) == list(range(200))
+    assert number(table, [*reversed(words), b"no"]) == [*reversed(range(200)), 200]
+    long = [b"x" * 40 + bytes([number]) for number in range(50)]
+    assert number(table, long) == list(range(201, 251))
+    assert number(table, long) == list(range(201, 251))
 
 
-def test_words_that_fall_on_one_place_are_told_apart(monkeypatch):
-    monkeypatch.setattr(
-        wordtable.WordTable, "_place", lambda self, hashes: np.full(len(hashes), 1023) % 1024
-    )
-    words = [str(number).encode() for number in range(200)]
-    table = WordTable()
-    table.add(column(words))
-    assert table.find(column([*words, b"no"])).tolist() == [*range(200), UNKNOWN]
+def test_two_tables_have_two_hashes():
+    one, other = WordTable(), WordTable()
+    assert one.arrays.factors.tolist() != other.arrays.factors.tolist()
 
 
 @pytest.mark.parametrize("words", [[], [b""], [b"", b"\0", b"\0\0"]])
 def test_empty_words(words):
     table = WordTable()
-    table.add(column(words))
-    assert table.find(column(words)).tolist() == list(range(len(words)))
+    assert number(table, words) == number(table, words) == list(range(len(words)))
+    assert table.words(np.arange(len(words))).to_pylist() == words
+
+
+def test_bytes_are_read_eight_at_a_time():
+    data = np.arange(1, 12, dtype=np.uint8)
+    lanes = readable(data)
+    assert lanes[0] == int.from_bytes(bytes(range(1, 9)), "little")
+    assert lanes[10] == 11
+    assert lanes[11] == lanes[18] == 0
