@@ -15,10 +15,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from headrace.config import Format, IdType
+from headrace.kernels import eight_bytes, place_lines
 
-_NEWLINE, _RETURN = 0x0A, 0x0D
-_BLANKS = b" \t\r"
-_IS_BLANK = np.isin(np.arange(256), list(_BLANKS))
+_NEWLINE = 0x0A
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,28 +115,15 @@ def find_lines(data: bytes, kind: Literal["jsonl", "text"]) -> Lines:
     Returns:
         The places of all lines and records.
     """
-    array = np.frombuffer(data, dtype=np.uint8)
-    stops = np.flatnonzero(array == _NEWLINE).astype(np.int64, copy=False) + 1
-    ends = stops - 1
-    starts = np.concatenate([np.zeros(1, np.int64), stops])
-    before = starts[:-1]
-    ends[(ends > before) & (array[ends - 1] == _RETURN)] -= 1
-    if starts[-1] < len(data):
-        stops = np.append(stops, len(data))
-        ends = np.append(ends, len(data))
-    else:
-        starts = before
-    numbers = np.arange(len(stops), dtype=np.int64)
-    if kind == "text" or not len(stops):
-        return Lines(stops=stops, starts=starts, ends=ends, numbers=numbers)
-    starts = starts.copy()
-    first, last = array[np.minimum(starts, len(data) - 1)], array[np.maximum(ends - 1, 0)]
-    for line in np.flatnonzero((ends > starts) & (_IS_BLANK[first] | _IS_BLANK[last])).tolist():
-        raw = data[starts[line] : ends[line]]
-        starts[line] += len(raw) - len(raw.lstrip(_BLANKS))
-        ends[line] = starts[line] + len(raw.strip(_BLANKS))
-    keep = np.flatnonzero(ends > starts)
-    return Lines(stops=stops, starts=starts[keep], ends=ends[keep], numbers=numbers[keep])
+    array = np.frombuffer(data, np.uint8)
+    most = int(np.count_nonzero(array == _NEWLINE)) + 1
+    stops, starts, ends, numbers = (np.empty(most, np.int64) for _ in range(4))
+    lines, rows = place_lines(
+        array, eight_bytes(data), kind == "text", stops, starts, ends, numbers
+    )
+    return Lines(
+        stops=stops[:lines], starts=starts[:rows], ends=ends[:rows], numbers=numbers[:rows]
+    )
 
 
 def is_utf8(data: bytes) -> bool:

@@ -35,7 +35,7 @@ from headrace.transport import Connection, sweep
 
 SMALL_BYTES = 2 << 20  # of input as stored: less is done before another process is up
 FEEDERS_AUTO_MAX = 16
-_WINDOW_BATCHES = 16
+_WINDOW_BATCHES = 32
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _WINDOW_ROWS = (4096, 32768)
 _VERSIONS_OF = ("headrace", "numpy", "pyarrow", "tokenizers", "tritonclient")

