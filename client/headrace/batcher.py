@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.contract import Bucket, Contract
-from headrace.kernels import fill_batch
+from headrace.kernels.batches import fill_batch
 from headrace.tokens import Tokens
 
 MOST_PADDING = 0.045  # of a batch; small ones may have more, all together stay below 5 %

@@ -15,7 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from headrace.config import Format, IdType
-from headrace.kernels import eight_bytes, place_lines
+from headrace.kernels.compiled import eight_bytes
+from headrace.kernels.lines import place_lines
 
 _NEWLINE = 0x0A
 

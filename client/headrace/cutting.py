@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.kernels import cut_rows
+from headrace.kernels.words import cut_rows
 
 _SPACE = 0x20
 

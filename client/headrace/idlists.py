@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from headrace.kernels import SPARE
+from headrace.kernels.words import SPARE
 
 T = TypeVar("T", bound=np.generic)
 

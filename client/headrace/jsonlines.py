@@ -26,9 +26,14 @@ import pyarrow.compute as pc
 import pyarrow.json as pj
 
 from headrace.blocks import BadRow, Block, find_lines, is_utf8
+from headrace.kernels.compiled import LANE, eight_bytes
+from headrace.kernels.lines import read_texts
 
 _OPEN, _CLOSE = b"{}"
 _GROUPS = (1 << 16, 256)  # rows read at once; pyarrow refuses more than 100,000
+# Records after one that is not flat until the flat way is tried again, first and at last.
+_AFTER_OTHER = (256, 1 << 16)
+_MAX_FLAT_BYTES = (1 << 31) - 64
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _INT64 = range(-(1 << 63), 1 << 63)
 
@@ -72,10 +77,26 @@ class JsonReader:
         lines = self._lines
         self._framed = (array[lines.starts] == _OPEN) & (array[lines.ends - 1] == _CLOSE)
         self._bad: list[BadRow] = []
+        # The key to find in flat objects, where their ids are not asked for.
+        key = text_field.encode(errors="surrogatepass")
+        plain = id_field is None and not any(one in key for one in b'."\\')
+        self._key = key if plain and is_utf8(self._data) else None
 
     def read(self) -> tuple[Any, Any | None, tuple[BadRow, ...]]:
         """Returns texts: string[rows], ids: int64 or string [rows] or None, and the bad rows."""
-        parts = self._read_range(0, len(self._lines.starts), _GROUPS)
+        parts: list[tuple[Any, Any]] = []
+        first, last, group = 0, len(self._lines.starts), _AFTER_OTHER[0]
+        while first < last:
+            texts = self._read_flat(first)
+            if len(texts):
+                parts.append((texts, None))
+                first += len(texts)
+            least, most = _AFTER_OTHER
+            group = least if len(texts) >= group else min(2 * group, most)
+            if first < last:
+                stop = min(first + group, last)
+                parts += self._read_range(first, stop, _GROUPS)
+                first = stop
         texts = pa.concat_arrays([pa.array([], pa.string()), *(part[0] for part in parts)])
         ids = None
         if self._id_path is not None:
@@ -105,6 +126,27 @@ class JsonReader:
             else:
                 parts.append(self._explain_nulls(fast, first))
         return parts
+
+    def _read_flat(self, start: int) -> Any:
+        """Returns the texts of the records from ``start`` on that are flat, and have one."""
+        starts, ends = self._lines.starts[start:], self._lines.ends[start:]
+        if self._key is None or ends[-1] - starts[0] > _MAX_FLAT_BYTES:
+            return pa.array([], pa.string())
+        out = np.empty(ends[-1] - starts[0] + 2 * LANE, np.uint8)
+        offsets = np.empty(len(starts) + 1, np.int32)
+        rows = read_texts(
+            np.frombuffer(self._data, np.uint8),
+            eight_bytes(self._data),
+            starts,
+            ends,
+            np.frombuffer(self._key, np.uint8),
+            out,
+            np.ndarray(len(out) - LANE, np.uint64, out, 0, (1,)),
+            offsets,
+        )
+        return pa.Array.from_buffers(
+            pa.string(), rows, [None, pa.py_buffer(offsets), pa.py_buffer(out)]
+        )
 
     def _read_fast(self, start: int, stop: int) -> tuple[Any, Any] | None:
         """Reads these records with pyarrow, null where there is no text; None if it cannot."""

@@ -27,7 +27,7 @@ MAX_FOLDER_BYTES = 256 << 20
 _FORMAT = 1
 _CODE = (
     *("separable", "newwords", "wordpiece", "wordcache", "cutting", "wordtable", "idlists"),
-    "kernels",
+    *("kernels/words", "kernels/compiled"),
 )
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -94,7 +94,7 @@ def _makers() -> str:
     """What words depend on beside the tokenizer's file: the code that makes ids of them."""
     digest = hashlib.sha256(f"{_FORMAT} {tokenizers.__version__}".encode())
     for name in _CODE:
-        digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
+        digest.update(Path(__file__).parent.joinpath(f"{name}.py").read_bytes())
     return digest.hexdigest()
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from headrace.cutting import cut
 from headrace.idlists import IdLists, grown
-from headrace.kernels import join_words
+from headrace.kernels.words import join_words
 from headrace.newwords import NewWords
 from headrace.separable import Recipe
 from headrace.tokens import Tokens, WordCounts

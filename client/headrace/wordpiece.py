@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from headrace.kernels import piece_together
+from headrace.kernels.words import piece_together
 from headrace.wordtable import MAX_WORD_BYTES, WordTable, readable
 
 

@@ -9,8 +9,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from headrace.idlists import grown, take
-from headrace.kernels import (
-    LANE,
+from headrace.kernels.compiled import LANE
+from headrace.kernels.words import (
     MAX_WORD_BYTES,
     UNFIT,
     Words,

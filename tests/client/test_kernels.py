@@ -10,8 +10,10 @@ import pyarrow as pa
 import pytest
 
 from client.trained import SENTENCES, trained
-from headrace import kernels
 from headrace.batcher import compile_fill
+from headrace.blocks import Block
+from headrace.kernels import batches, lines, words
+from headrace.records import parse
 from headrace.tokenizer import TextTokenizer
 
 CLIENT = Path(__file__).parent
@@ -20,7 +22,8 @@ CLIENT = Path(__file__).parent
 def loops():
     return {
         name: value
-        for name, value in vars(kernels).items()
+        for module in (batches, lines, words)
+        for name, value in vars(module).items()
         if isinstance(value, numba.core.dispatcher.Dispatcher) and not name.startswith("_")
     }
 
@@ -41,18 +44,30 @@ def test_every_loop_is_compiled_for_one_kind_of_arrays(tmp_path, writable):
         tokenizer.encode(pa.array([""]))
         tokenizer.encode(pa.array([], pa.string()))
     compile_fill()
-    assert len(loops()) >= 7
+    for data in (b'{"text": "a"}\n', b'{"text": "a"}\n{"id": 1, "text": "b"}'):
+        block = Block(
+            index=0,
+            file="",
+            format="jsonl",
+            data=data,
+            first_row=0,
+            first_line=1,
+            rows=data.count(b"{"),
+            bytes_done=0,
+        )
+        parse(block, text_field="text", id_field=None, id_type="string")
+    assert len(loops()) >= 9
     for name, loop in loops().items():
         assert len(loop.signatures) == 1, name
 
 
 def test_no_loop_leaves_its_arrays(tmp_path):
     """Runs other tests with every index checked."""
-    tests = ["test_wordtable.py", "test_wordpiece.py", "test_wordcache.py", "test_batcher.py"]
+    names = ["wordtable", "wordpiece", "wordcache", "batcher", "records"]
     environment = {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
-        + [str(CLIENT / name) for name in tests],
+        + [str(CLIENT / f"test_{name}.py") for name in names],
         cwd=CLIENT.parents[1],
         env=os.environ | environment,
         capture_output=True,

@@ -217,6 +217,9 @@ OPTIONS = [
 def test_fast_and_slow_agree(data, options):
     with pytest.MonkeyPatch.context() as patch:
         expected = outcome(data, *options)
+        patch.setattr(jsonlines, "_AFTER_OTHER", (1, 2))
+        assert outcome(data, *options) == expected
+        patch.setattr(jsonlines.JsonReader, "_read_flat", lambda *_: pa.array([], pa.string()))
         for groups in ((), (1,), (2,), (3, 2)):
             patch.setattr(jsonlines, "_GROUPS", groups)
             assert outcome(data, *options) == expected

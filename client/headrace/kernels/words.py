@@ -1,34 +1,22 @@
-"""The loops that NumPy has no function for, compiled to machine code.
+"""Loops over words: cuts rows, numbers words, puts pieces and rows together.
 
-Numba compiles each at its first call (some seconds for all, once on a machine) and keeps the result
-beside this file, or in the user's cache folder where that cannot be written to. They are all in one
-file since it looks only at the file itself to see whether what it has kept still holds. While one
-runs, other threads do too. Arrays must be of the same type and layout at every call, or it is
-compiled again. Indices are not checked, but where ``NUMBA_BOUNDSCHECK=1`` is set.
-
-How words lie in a table stands in :mod:`headrace.wordtable`.
+How words lie in a table stands in :class:`Words`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-F = TypeVar("F", bound=Callable[..., Any])
+from headrace.kernels.compiled import LANE, compiled, inlined
 
 MAX_WORD_BYTES = 64
 UNFIT = -1
-LANE = 8
 SPARE = 4  # ids that can be read and written after the last ones
 
-_SPACE, _NEWLINE, _RETURN = 0x20, 0x0A, 0x0D
-_IS_BLANK = np.isin(np.arange(256), [*b" \t\r"])
-_ONES, _HIGHEST = np.uint64(0x0101010101010101), np.uint64(0x8080808080808080)
-_NEWLINES = np.uint64(0x0A0A0A0A0A0A0A0A)
+_SPACE = 0x20
 # What some engine's \s may take, and its like: control characters and, by their last bytes in
 # UTF-8, U+0085, U+00A0, U+1680, U+180E, U+2000-200F, U+2028, U+2029, U+202F, U+205F, U+2060,
 # U+3000, U+FEFF.
@@ -63,74 +51,6 @@ class Words(NamedTuple):
     edges: NDArray[np.int64]
     lengths: NDArray[np.uint8]
     lanes: NDArray[np.uint64]
-
-
-def compiled(function: F) -> F:
-    """Has a function of arrays and numbers compiled when it is called for the first time."""
-    try:
-        return cast("F", numba.njit(nogil=True, cache=True)(function))
-    except RuntimeError:  # nowhere to keep it: every process compiles it anew
-        return cast("F", numba.njit(nogil=True)(function))
-
-
-def inlined(function: F) -> F:
-    """Has a function compiled into those that call it: a call with arrays is dear."""
-    return cast("F", numba.njit(inline="always")(function))
-
-
-def eight_bytes(data: bytes) -> NDArray[np.uint64]:
-    """Returns uint64[bytes - 7]: the eight bytes that begin at each, without a copy.
-
-    Of fewer than nine bytes it is zeros: NumPy's flags of so short an array are others.
-    """
-    short = len(data) <= LANE
-    return np.ndarray(
-        2 if short else len(data) - 7, np.uint64, bytes(9) if short else data, 0, (1,)
-    )
-
-
-@compiled
-def place_lines(
-    data: NDArray[np.uint8],
-    at_byte: NDArray[np.uint64],
-    text: bool,
-    stops: NDArray[np.int64],
-    starts: NDArray[np.int64],
-    ends: NDArray[np.int64],
-    numbers: NDArray[np.int64],
-) -> tuple[int, int]:
-    """See :func:`headrace.blocks.find_lines`; the last four are filled.
-
-    Returns:
-        How many lines there are, and how many records.
-    """
-    place = lines = rows = 0
-    while place < len(data):
-        begin = place
-        while place + LANE < len(data):
-            other = at_byte[place] ^ _NEWLINES
-            if (other - _ONES) & ~other & _HIGHEST:  # one of the eight bytes is a newline
-                break
-            place += LANE
-        while place < len(data) and data[place] != _NEWLINE:
-            place += 1
-        end = place
-        place = min(place + 1, len(data))
-        if text:  # one '\\r' belongs to the line end, if there is one
-            end -= begin < end < len(data) and data[end - 1] == _RETURN
-        else:
-            while end > begin and _IS_BLANK[data[end - 1]]:
-                end -= 1
-            while begin < end and _IS_BLANK[data[begin]]:
-                begin += 1
-        stops[lines] = place
-        if text or end > begin:
-            starts[rows] = begin
-            ends[rows] = end
-            numbers[rows] = lines
-            rows += 1
-        lines += 1
-    return lines, rows
 
 
 @compiled
@@ -448,24 +368,3 @@ def join_words(
             joined[begin:end] = whole[skipped : skipped + room]
         joined[end : offsets[row + 1]] = after
     return joined
-
-
-@compiled
-def fill_batch(
-    rows: NDArray[np.int64],
-    offsets: NDArray[np.int64],
-    tokens: NDArray[np.int32],
-    pad_id: np.int32,
-    ids: NDArray[np.int32],
-    mask: NDArray[np.int32],
-) -> None:
-    """See :func:`headrace.batcher.fill`."""
-    for index in range(len(rows)):
-        start = offsets[rows[index]]
-        length = offsets[rows[index] + 1] - start
-        for place in range(length):
-            ids[index, place] = tokens[start + place]
-            mask[index, place] = 1
-        for place in range(length, ids.shape[1]):
-            ids[index, place] = pad_id
-            mask[index, place] = 0
