@@ -17,6 +17,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Self
 
+import numpy as np
+
 from headrace import keptwords
 from headrace.ahead import Ahead
 from headrace.config import EmbedConfig
@@ -38,6 +40,7 @@ FEEDERS_AUTO_MAX = 16
 _WINDOW_BATCHES = 32
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _WINDOW_ROWS = (4096, 32768)
+_WINDOW_BYTES = 32 << 20
 _VERSIONS_OF = ("headrace", "numpy", "pyarrow", "tokenizers", "tritonclient")
 
 
@@ -135,12 +138,17 @@ def run(
 
 
 def block_rows(config: EmbedConfig, contract: Contract) -> int:
-    """Returns the most rows of a block: enough batches of the model's that few are padded much."""
+    """Returns the most rows of a block.
+
+    Enough batches of the model's that few are padded much, and that requests are few; not so many
+    that the vectors of a block, of which a feeder has two or three, take much memory.
+    """
     if config.block_rows is not None:
         return config.block_rows
     largest = max(bucket.max_batch for bucket in contract.buckets)
+    vector = (config.truncate_dim or contract.dimension) * np.dtype(config.dtype).itemsize
     least, most = _WINDOW_ROWS
-    return max(least, min(most, _WINDOW_BATCHES * largest))
+    return max(least, min(most, _WINDOW_BATCHES * largest, _WINDOW_BYTES // vector))
 
 
 def choose_feeders(config: EmbedConfig, contract: Contract, inputs: list[Input]) -> int:

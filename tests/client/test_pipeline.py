@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ from tokenizers import Tokenizer
 from client.fakes import FakeTransport, vector_of
 from headrace import pipeline
 from headrace.config import EmbedConfig
-from headrace.contract import file_hash
+from headrace.contract import Bucket, file_hash
 from headrace.errors import BadRowError, DamagedInputError, ServerError, UsageError
 from headrace.inputs import find_inputs
 
@@ -402,3 +403,25 @@ def test_the_report_adds_up(run, reference, tmp_path):
     assert read["rows"] == 3
     assert read["inputs"] == [str(source)]
     assert "3 rows" in report.summary()
+
+
+@pytest.mark.parametrize(
+    ("most", "dimension", "dtype", "expected"),
+    [
+        (64, 384, "float32", 4096),
+        (1024, 384, "float16", 32768),
+        (1024, 384, "float32", (32 << 20) // 1536),
+        (1024, 1024, "float32", 8192),
+        (256, 384, "float16", 8192),
+        (1024, 16384, "float32", 4096),
+    ],
+)
+def test_blocks_hold_many_batches_and_bounded_vectors(
+    make_contract, most, dimension, dtype, expected
+):
+    contract = make_contract(dimension=dimension, buckets=(Bucket(max_length=64, max_batch=most),))
+    config = EmbedConfig(inputs=("a",), output=Path("a.npy"), model="small", dtype=dtype)
+    assert pipeline.block_rows(config, contract) == expected
+    assert pipeline.block_rows(replace(config, block_rows=7), contract) == 7
+    half = replace(config, truncate_dim=dimension // 2)
+    assert pipeline.block_rows(half, contract) >= expected

@@ -108,7 +108,10 @@ class NullEngine:
         # Kept from one request to the next: fresh memory would cost more than all the rest.
         self._vectors = np.zeros((most, count * step), settings["dtype"])
         self._numbers = self._vectors.view(np.float32)
+        self._width = count  # columns of it that may hold something
         self._head = np.empty(most * (settings["buckets"][-1]["max_length"] + 2), np.int32)
+        length = settings["buckets"][-1]["max_length"]
+        self._sum = np.min_scalar_type(-length * settings["vocab_size"])  # int32, where it fits
         self._pairs: NDArray[np.float32] | None = None
         if step == 2:
             every = np.arange(max(65521, settings["vocab_size"]))
@@ -121,11 +124,12 @@ class NullEngine:
         head = self._head[: rows * (length + 2)].reshape(rows, length + 2)
         kept = np.multiply(ids, mask, out=head[:, 2:])
         head[:, 0] = mask.sum(1, dtype=np.int32)
-        head[:, 1] = kept.sum(1, dtype=np.int64) % 65521
-        numbers = self._numbers[:rows]
-        head = head[:, : numbers.shape[1]]
-        numbers[:, : head.shape[1]] = head if self._pairs is None else self._pairs.take(head)
-        numbers[:, head.shape[1] :] = 0
+        head[:, 1] = kept.sum(1, dtype=self._sum) % 65521
+        head = head[:, : self._numbers.shape[1]]
+        width = head.shape[1]
+        self._numbers[:, width : self._width] = 0
+        self._width = width
+        self._numbers[:rows, :width] = head if self._pairs is None else self._pairs.take(head)
         answer(self._vectors[:rows, : self._dimension], None)
 
     def close(self) -> None:
