@@ -22,7 +22,7 @@ from headrace.separable import Recipe
 from headrace.tokens import Tokens, WordCounts
 from headrace.wordtable import UNFIT, WordTable, raw_bytes
 
-MAX_WORDS = 1 << 19
+MAX_WORDS = 7 << 16  # a little less than what a table holds before it grows
 # A row of longer words than this on average gains nothing and is tokenized whole.
 _MEAN_BYTES = 32
 # Rows that are worked on at once, in bytes of text: the arrays then stay in the processor's cache
@@ -36,7 +36,7 @@ _MAX_COLUMN_BYTES = (1 << 31) - 1
 class WordCache:
     """Tokenizes rows word by word and keeps the words.
 
-    At most ``max_words`` words of at most 64 bytes are kept (60 to 140 bytes each, ids included);
+    At most ``max_words`` words of at most 64 bytes are kept (80 to 190 bytes each, ids included);
     when it is full, the quarter that was not met for longest goes. Words that do not fit are
     tokenized for their block alone. Not for several threads at once.
 
