@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.contract import Bucket, Contract
-from headrace.kernels.batches import fill_batch
+from headrace.kernels.batches import cut_lengths, fill_batch
 from headrace.tokens import Tokens
 
-MOST_PADDING = 0.045  # of a batch; small ones may have more, all together stay below 5 %
-_LEAST_PART = 32
+MOST_PADDING = 0.045  # of a block, beside what the rounding adds; a run is to stay below 5 %
+# What a batch may cost beside its tokens, in parts of the token budget: first and at last.
+_OVERHEADS = (32, 1024)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +37,10 @@ def plan_batches(
 
     A batch lies in one of the contract's buckets, has at most the bucket's ``max_batch`` rows and
     at most ``token_budget`` padded tokens (but always one row), and is padded to its own longest
-    row, rounded up to ``pad_multiple``. It ends sooner where its rows would be so unlike that
-    more than :data:`MOST_PADDING` of it were padding (beside what the rounding adds), but not with
-    less than a 32nd of the budget: small batches cost too. The same lengths always give the same
-    batches.
+    row, rounded up to ``pad_multiple``. Among all ways to cut, it is the one with the fewest
+    padded tokens and batches, where a batch counts as a 32nd of the budget, or as less, down to a
+    1,024th, where more than :data:`MOST_PADDING` would be padding. The same lengths always give
+    the same batches.
 
     Args:
         lengths: int64[rows of the block]; tokens of each row, at most ``length_limit``.
@@ -49,16 +50,14 @@ def plan_batches(
     order = rows[np.argsort(lengths[rows], kind="stable")]
     sorted_lengths = lengths[order]
     end = len(order)
-    while end:
-        longest = int(sorted_lengths[end - 1])
-        bucket, shorter = _bucket_of(longest, contract.buckets)
-        length = _padded(longest, contract.pad_multiple, bucket.max_length)
-        count = min(bucket.max_batch, max(1, contract.token_budget // length))
-        # Rows at or below `shorter` belong to the bucket before.
-        first_of_bucket = int(np.searchsorted(sorted_lengths[:end], shorter, side="right"))
-        start = end - _alike(sorted_lengths[max(end - count, first_of_bucket) : end], contract)
-        yield Batch(rows=order[start:end], length=length)
-        end = start
+    for start in _cuts(sorted_lengths, contract):
+        while end > start:
+            longest = int(sorted_lengths[end - 1])
+            bucket, _ = _bucket_of(longest, contract.buckets)
+            length = _padded(longest, contract.pad_multiple, bucket.max_length)
+            first = max(start, end - _most_rows(length, bucket, contract))
+            yield Batch(rows=order[first:end], length=length)
+            end = first
 
 
 def fill(
@@ -80,24 +79,57 @@ def fill(
     fill_batch(batch.rows, tokens.offsets, tokens.ids, np.int32(pad_id), ids, mask)
 
 
-def compile_fill() -> None:
-    """Has :func:`fill` compiled, which takes a second where that was not done before."""
-    row = np.zeros((1, 1), np.int32)
+def compile_loops() -> None:
+    """Has the loops compiled, which takes seconds where that was not done before."""
+    row, one = np.zeros((1, 1), np.int32), np.ones(1, np.int64)
     tokens = Tokens(ids=row[0], offsets=np.array([0, 1]), truncated=np.zeros(1, np.bool_))
     fill(Batch(rows=np.zeros(1, np.int64), length=1), tokens, 0, row, row.copy())
+    cut_lengths(one, np.array([0, 1]), one - 1, one, 1, np.array([0, 0]), one.copy())
 
 
-def _alike(lengths: NDArray[np.int64], contract: Contract) -> int:
-    """Returns how many of the longest of ``lengths``, ascending, make a batch of like rows."""
-    rows, longest = len(lengths), int(lengths[-1])
-    if rows * longest - int(lengths.sum()) <= MOST_PADDING * rows * longest:
-        return rows
-    padded = longest * np.arange(1, rows + 1)
-    padding = padded - np.cumsum(lengths[::-1])
-    least = contract.token_budget // _LEAST_PART
-    good = (padding <= MOST_PADDING * padded) | (padded <= least)
-    good[0] = True
-    return int(np.flatnonzero(good)[-1]) + 1
+def _cuts(lengths: NDArray[np.int64], contract: Contract) -> list[int]:
+    """Returns where stretches of like rows begin, descending; ``lengths`` are ascending."""
+    kinds, begins = np.unique(lengths, return_index=True)
+    buckets = [_bucket_of(length, contract.buckets) for length in kinds.tolist()]
+    padded = np.array(
+        [
+            _padded(length, contract.pad_multiple, bucket.max_length)
+            for length, (bucket, _) in zip(kinds.tolist(), buckets, strict=True)
+        ],
+        np.int64,
+    )
+    # Lengths that are padded to the same one are one.
+    new = np.flatnonzero(np.diff(padded, prepend=-1))
+    padded, begins, buckets = padded[new], begins[new], [buckets[place] for place in new.tolist()]
+    ends = np.append(begins, len(lengths)).astype(np.int64)
+    firsts = np.searchsorted(padded, [shorter for _, shorter in buckets], "right")
+    caps = np.array(
+        [
+            _most_rows(length, bucket, contract)
+            for length, (bucket, _) in zip(padded.tolist(), buckets, strict=True)
+        ],
+        np.int64,
+    )
+    least = int((np.diff(ends) * padded).sum())
+    starts = np.empty(len(padded), np.int64)
+    costs = np.empty(len(padded) + 1, np.int64)
+    most, fewest = (contract.token_budget // part for part in _OVERHEADS)
+    overhead = most
+    while (
+        cut_lengths(padded, ends, firsts, caps, overhead, costs, starts) * (1 - MOST_PADDING)
+        > least
+        and overhead > fewest
+    ):
+        overhead = max(fewest, overhead * 7 // 8)
+    cuts, stop = [], len(padded)
+    while stop:
+        stop = int(starts[stop - 1])
+        cuts.append(int(ends[stop]))
+    return cuts
+
+
+def _most_rows(length: int, bucket: Bucket, contract: Contract) -> int:
+    return min(bucket.max_batch, max(1, contract.token_budget // length))
 
 
 def _bucket_of(length: int, buckets: Sequence[Bucket]) -> tuple[Bucket, int]:

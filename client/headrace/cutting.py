@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.kernels.compiled import count_byte
 from headrace.kernels.words import cut_rows
 
 _SPACE = 0x20
@@ -36,7 +37,7 @@ def cut(data: NDArray[np.uint8], rows: NDArray[np.int64], joins: bool, mean_byte
         joins: whether a space that follows other white space stays with it.
         mean_bytes: rows whose words have more bytes than this on average stay whole.
     """
-    most = int(np.count_nonzero(data == _SPACE)) + len(rows)
+    most = count_byte(data, _SPACE) + len(rows)
     edges = np.empty(most + 1, np.int64)  # one more, where the last place tried is put
     bounds = np.empty(len(rows), np.int64)
     words, whole = cut_rows(data, rows, joins, mean_bytes, edges, bounds)

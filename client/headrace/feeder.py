@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from headrace.ahead import Ahead
-from headrace.batcher import Batch, compile_fill, fill, plan_batches
+from headrace.batcher import Batch, compile_loops, fill, plan_batches
 from headrace.blocks import BadRow, Block, IdColumn
 from headrace.config import EmbedConfig
 from headrace.contract import Contract
@@ -142,7 +142,7 @@ class Feeder:
         self._place = place or self._take
         self._own = place is None
         self._spare: list[NDArray[np.floating]] = []
-        compile_fill()  # now, and not when the first batch is due
+        compile_loops()  # now, and not when the first batch is due
 
     def prepare(self, block: Block, ids: IdColumn) -> Prepared:
         """Parses and tokenizes a block; of a bad row nothing is sent to the server.

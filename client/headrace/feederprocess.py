@@ -39,6 +39,7 @@ from headrace.handover import (
 )
 from headrace.progress import Counters
 from headrace.records import parse
+from headrace.sinks import Room
 from headrace.tokenizer import TextTokenizer
 from headrace.transport import connect
 
@@ -91,6 +92,8 @@ class _Process:
         self._texts = [Arena(each) for each in setup.texts]
         self._vectors = [Arena(each) for each in setup.vectors]
         self._works: dict[int, Work] = {}
+        self._rooms: dict[int, Room] = {}
+        self._spare: list[Room] = []
         self._learnt: dict[int, bytes | None] = {}
         self._bad_row: BadRowError | None = None
         self._stop = False
@@ -115,10 +118,11 @@ class _Process:
             self._tokenizer,
             self._transport,
             self.counters,
-            place=None if setup.in_place else self._arena_of,
+            place=self._room_of if setup.in_place else self._arena_of,
         )
         self._warm_up()
         gc.freeze()  # what is there now stays: later collections need not look at it
+        gc.enable()
         self._cpu_start = time.process_time()
         connection.send(
             Ready(
@@ -208,12 +212,19 @@ class _Process:
         arena = self._vectors[self._works[block.index].slot]
         return arena.array((block.rows, self._setup.dimension), self._setup.config.dtype)
 
+    def _room_of(self, block: Prepared) -> NDArray[np.floating]:
+        assert self._setup.in_place is not None
+        room = self._spare.pop() if self._spare else Room(self._setup.in_place)
+        self._rooms[block.index] = room
+        return room.array(block.first_row, block.rows)
+
     def _hand_over(self, embedded: Embedded) -> None:
         in_place = self._setup.in_place
         if in_place is not None:
             assert embedded.vectors is not None
             with self.counters.timed("write"):
                 in_place.write(embedded.vectors, embedded.first_row)
+            self._spare.append(self._rooms.pop(embedded.index))
         del self._works[embedded.index]
         self._connection.send(
             Done(

@@ -8,6 +8,7 @@ ones go through feeder processes, and this process only reads, hands out and kee
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -37,7 +38,7 @@ from headrace.transport import Connection, sweep
 
 SMALL_BYTES = 2 << 20  # of input as stored: less is done before another process is up
 FEEDERS_AUTO_MAX = 16
-_WINDOW_BATCHES = 32
+_WINDOW_BATCHES = 16
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _WINDOW_ROWS = (4096, 32768)
 _WINDOW_BYTES = 32 << 20
@@ -86,6 +87,8 @@ def run(
     line = ProgressLine(total_bytes(inputs), quiet=config.quiet)
     try:
         with _Pooled(job, feeders, output) if feeders else _Inline(job) as way:
+            if alone:
+                gc.freeze()  # what is there now stays: collections need not look at it
             start, cpu_start = time.perf_counter(), time.process_time()
             for embedded in way.embedded(reading, lambda: line.update(counters)):
                 with counters.timed("write"):

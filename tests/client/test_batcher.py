@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import combinations, pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 from headrace.batcher import fill, plan_batches
 from headrace.contract import Bucket
+from headrace.kernels.batches import cut_lengths
 from headrace.tokens import Tokens
 
 LENGTHS = st.lists(st.integers(0, 128), max_size=200)
@@ -50,6 +53,7 @@ def contract():
     )
 
 
+@settings(deadline=None)  # the first call compiles
 @given(lengths=LENGTHS, data=st.data())
 def test_every_chosen_row_is_in_one_batch_that_obeys_the_contract(contract, lengths, data):
     lengths = np.array(lengths, np.int64)
@@ -69,6 +73,7 @@ def test_every_chosen_row_is_in_one_batch_that_obeys_the_contract(contract, leng
         assert int(lengths[batch.rows].min()) > limits[inside]
 
 
+@settings(deadline=None)
 @given(lengths=LENGTHS)
 def test_the_same_lengths_give_the_same_batches_the_longest_first(contract, lengths):
     lengths = np.array(lengths, np.int64)
@@ -113,6 +118,46 @@ def test_padding_of_many_rows_of_mixed_lengths_stays_small(make_contract):
     assert 1 - lengths.sum() / padded < 0.05
 
 
+@settings(deadline=None)
+@given(
+    rows=st.dictionaries(st.integers(1, 60), st.integers(1, 9), min_size=1, max_size=7),
+    bucket=st.integers(0, 60),
+    overhead=st.integers(0, 300),
+)
+def test_no_other_way_to_cut_costs_less(rows, bucket, overhead):
+    lengths = np.array(sorted(rows), np.int64)
+    counts = [rows[length] for length in lengths.tolist()]
+    ends = np.cumsum([0, *counts])
+    inside = int(np.searchsorted(lengths, bucket, "right"))  # the first of the second bucket
+    firsts = np.where(np.arange(len(lengths)) < inside, 0, inside)
+    caps = np.maximum(1, 100 // lengths)
+    costs, starts = np.zeros(len(lengths) + 1, np.int64), np.zeros(len(lengths), np.int64)
+    padded = cut_lengths(lengths, ends, firsts, caps, overhead, costs, starts)
+
+    def cost(cuts):
+        total = tokens = 0
+        for first, stop in pairwise(cuts):
+            if firsts[stop - 1] > first:
+                return None
+            many = sum(counts[first:stop])
+            tokens += many * lengths[stop - 1]
+            total += -(-many // caps[stop - 1]) * overhead
+        return tokens + total, tokens
+
+    places = range(1, len(lengths))
+    ways = [
+        cost([0, *chosen, len(lengths)])
+        for many in range(len(lengths))
+        for chosen in combinations(places, many)
+    ]
+    least = min(way for way in ways if way)
+    assert costs[-1] == least[0]
+    cuts = [len(lengths)]
+    while cuts[0]:
+        cuts.insert(0, int(starts[cuts[0] - 1]))
+    assert cost(cuts) == (costs[-1], padded)
+
+
 @pytest.mark.parametrize("pad_multiple", [1, 8])
 @pytest.mark.parametrize(
     "draw",
@@ -133,6 +178,7 @@ def test_padding_stays_below_a_twentieth_beside_the_rounding(make_contract, draw
     lengths = np.clip(draw(np.random.default_rng(1), 16384), 2, 256).astype(np.int64)
     padded = 0
     for batch in plan_batches(lengths, np.arange(len(lengths)), contract):
-        padded += len(batch.rows) * lengths[batch.rows].max()
+        padded += len(batch.rows) * batch.length
         assert batch.length - lengths[batch.rows].max() < pad_multiple
-    assert 1 - lengths.sum() / padded < 0.05
+    rounded = -(-lengths // pad_multiple) * pad_multiple
+    assert 1 - rounded.sum() / padded < 0.05

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from client.trained import SENTENCES, trained
-from headrace.batcher import compile_fill
+from headrace.batcher import compile_loops
 from headrace.blocks import Block
 from headrace.kernels import batches, lines, words
 from headrace.records import parse
@@ -43,7 +43,7 @@ def test_every_loop_is_compiled_for_one_kind_of_arrays(tmp_path, writable):
         tokenizer.encode(column)
         tokenizer.encode(pa.array([""]))
         tokenizer.encode(pa.array([], pa.string()))
-    compile_fill()
+    compile_loops()
     for data in (b'{"text": "a"}\n', b'{"text": "a"}\n{"id": 1, "text": "b"}'):
         block = Block(
             index=0,
@@ -82,8 +82,8 @@ def test_where_nothing_can_be_kept_everything_works(tmp_path):
     script = (
         "import numba.core.caching as caching\n"
         "caching.CacheImpl._locator_classes = []\n"
-        "from headrace.batcher import compile_fill\n"
-        "compile_fill()\n"
+        "from headrace.batcher import compile_loops\n"
+        "compile_loops()\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""The loop that fills batches."""
+"""The loops that plan batches and fill them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,51 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.kernels.compiled import compiled
+
+
+@compiled
+def cut_lengths(
+    lengths: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    firsts: NDArray[np.int64],
+    caps: NDArray[np.int64],
+    overhead: int,
+    costs: NDArray[np.int64],
+    starts: NDArray[np.int64],
+) -> int:
+    """Cuts lengths into stretches so that padded tokens and ``overhead`` a batch are fewest.
+
+    The shortest path over the places to cut, as in Knuth and Plass, "Breaking Paragraphs into
+    Lines" (1981).
+
+    Args:
+        lengths: int64[n], ascending.
+        ends: int64[n + 1]; how many rows are shorter than each length, and at last all rows.
+        firsts: int64[n]; the first length of each one's bucket.
+        caps: int64[n]; most rows of a batch that is padded to each length.
+        overhead: what a batch costs beside its tokens, in tokens.
+        costs: int64[n + 1], to be filled: of all before each length.
+        starts: int64[n], to be filled: where the stretch begins that ends with each length.
+
+    Returns:
+        Tokens of all rows, padded; a stretch of several batches may do with fewer.
+    """
+    costs[0] = 0
+    for last in range(len(lengths)):
+        least = -1
+        for first in range(firsts[last], last + 1):
+            rows = ends[last + 1] - ends[first]
+            batches = (rows + caps[last] - 1) // caps[last]
+            cost = costs[first] + rows * lengths[last] + batches * overhead
+            if least < 0 or cost < least:
+                least, starts[last] = cost, first
+        costs[last + 1] = least
+    padded, stop = 0, len(lengths)
+    while stop:
+        first = starts[stop - 1]
+        padded += (ends[stop] - ends[first]) * lengths[stop - 1]
+        stop = first
+    return padded
 
 
 @compiled

@@ -27,6 +27,15 @@ def inlined(function: F) -> F:
     return cast("F", numba.njit(inline="always")(function))
 
 
+@compiled
+def count_byte(data: NDArray[np.uint8], byte: int) -> int:
+    """Returns how often a byte occurs."""
+    count = 0
+    for one in data:
+        count += one == byte
+    return count
+
+
 def eight_bytes(data: bytes) -> NDArray[np.uint64]:
     """Returns uint64[bytes - 7]: the eight bytes that begin at each, without a copy.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,6 +11,7 @@ from headrace.kernels.compiled import LANE, compiled, inlined
 
 _NEWLINE, _RETURN = 0x0A, 0x0D
 _IS_BLANK = np.isin(np.arange(256), [*b" \t\r"])
+_NONE, _ONE, _LAST_BYTE = np.uint64(0), np.uint64(1), np.uint64(56)
 _ONES, _HIGHEST = np.uint64(0x0101010101010101), np.uint64(0x8080808080808080)
 _NEWLINES = np.uint64(_NEWLINE) * _ONES
 _QUOTES, _BACKSLASHES, _CONTROLS = (np.uint64(ord(one)) * _ONES for one in '"\\ ')
@@ -40,12 +43,12 @@ def place_lines(
     place = lines = rows = 0
     while place < len(data):
         begin = place
-        while place + LANE < len(data):
+        found = _NONE
+        while not found and place + LANE < len(data):
             other = at_byte[place] ^ _NEWLINES
-            if (other - _ONES) & ~other & _HIGHEST:  # one of the eight bytes is a newline
-                break
-            place += LANE
-        while place < len(data) and data[place] != _NEWLINE:
+            found = (other - _ONES) & ~other & _HIGHEST
+            place += _bytes_before(found)
+        while not found and place < len(data) and data[place] != _NEWLINE:
             place += 1
         end = place
         place = min(place + 1, len(data))
@@ -64,6 +67,15 @@ def place_lines(
             rows += 1
         lines += 1
     return lines, rows
+
+
+@inlined
+def _bytes_before(found: Any) -> int:
+    """Returns how many of eight bytes come before the first whose highest bit is set, or 8."""
+    if not found:
+        return LANE
+    # The ones below that bit, one of each byte, are added up in the highest byte.
+    return np.int64((((found & -found) - _ONE & _ONES) * _ONES) >> _LAST_BYTE) - 1
 
 
 @compiled

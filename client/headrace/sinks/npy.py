@@ -9,6 +9,7 @@ reading it.
 from __future__ import annotations
 
 import ctypes
+import errno
 import io
 import os
 from contextlib import suppress
@@ -25,7 +26,9 @@ from headrace.sinks.base import check_rows, fill_rows
 from headrace.sinks.staging import Staging, output_errors
 
 HEADER_BYTES = 128
+PAGE_BYTES = 4096  # what O_DIRECT wants of places, sizes and memory, and more on most disks
 _PIECE_BYTES = 4 << 20
+_LEAST_DIRECT = 1 << 20
 _WRITE = 2  # SYNC_FILE_RANGE_WRITE, fcntl.h
 _TYPES: dict[Dtype, np.dtype[np.floating]] = {
     "float32": np.dtype("<f4"),
@@ -47,32 +50,83 @@ class NpyRows:
     dimension: int
     dtype: Dtype
 
+    def place(self, first_row: int) -> int:
+        """Returns the byte of the file at which a row begins."""
+        return HEADER_BYTES + first_row * self.dimension * _TYPES[self.dtype].itemsize
+
     def write(self, vectors: NDArray[np.floating], first_row: int) -> None:
         """Writes rows at their place.
 
         Args:
-            vectors: ``dtype``[n, dimension], contiguous.
+            vectors: ``dtype``[n, dimension], contiguous; from :class:`Room` they go to the disk
+                past the system's cache, where the file system can do that.
             first_row: number of the first of them in the array.
 
         Raises:
             OutputError: the disk is full, or another error of the file system.
         """
-        data = vectors.data.cast("B")
-        at = HEADER_BYTES + first_row * self.dimension * _TYPES[self.dtype].itemsize
+        data, at = vectors.data.cast("B"), self.place(first_row)
+        first, last = -at % PAGE_BYTES, len(data) - (at + len(data)) % PAGE_BYTES
         with output_errors(self.path, size=len(data)):
-            file = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                begin = at
-                while data:
-                    done = os.pwrite(file, data, at)
-                    data, at = data[done:], at + done
-                import ctypes
+            if last - first >= _LEAST_DIRECT and (vectors.ctypes.data - at) % PAGE_BYTES == 0:
+                done = first + self._write_pages(data[first:last], at + first)
+                self._write(data[:first], at)
+                data, at = data[done:], at + done
+            self._write(data, at)
 
-                ctypes.CDLL(None).sync_file_range(
-                    file, ctypes.c_int64(begin), ctypes.c_int64(at - begin), 2
-                )
-            finally:
-                os.close(file)
+    def _write_pages(self, data: memoryview, at: int) -> int:
+        """Writes whole pages past the system's cache; returns how many bytes that could be."""
+        done = 0
+        try:
+            file = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC | os.O_DIRECT)
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # not on this file system
+                return done
+            raise
+        try:
+            while done < len(data) and done % PAGE_BYTES == 0:
+                done += os.pwrite(file, data[done:], at + done)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        finally:
+            os.close(file)
+        return done
+
+    def _write(self, data: memoryview, at: int) -> None:
+        if not data:
+            return
+        file = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            begin, size = at, len(data)
+            while data:
+                done = os.pwrite(file, data, at)
+                data, at = data[done:], at + done
+            if size >= _LEAST_DIRECT:
+                _begin_to_store(file, begin, size)
+        finally:
+            os.close(file)
+
+
+class Room:
+    """Memory for some rows that are to be written in place, of whole pages as they lie in the file.
+
+    Args:
+        rows: where they are to be written.
+    """
+
+    def __init__(self, rows: NpyRows) -> None:
+        self._rows = rows
+        self._memory = np.empty(0, np.uint8)
+
+    def array(self, first_row: int, rows: int) -> NDArray[np.floating]:
+        """Returns an array [rows, dimension]; the one that was given before is void then."""
+        kind, dimension = _TYPES[self._rows.dtype], self._rows.dimension
+        size = rows * dimension * kind.itemsize
+        if len(self._memory) < size + 2 * PAGE_BYTES:
+            self._memory = np.empty(size + 2 * PAGE_BYTES, np.uint8)
+        start = (self._rows.place(first_row) - self._memory.ctypes.data) % PAGE_BYTES
+        return self._memory[start : start + size].view(kind).reshape(rows, dimension)
 
 
 def _begin_to_store(file: int, at: int, size: int) -> None:
