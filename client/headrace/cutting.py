@@ -18,12 +18,12 @@ class Pieces:
     """Rows cut into words, each with the space before it.
 
     Attributes:
-        edges: int64[words + 1]; word ``i`` is the bytes ``edges[i]`` to ``edges[i + 1]``.
+        edges: int32[words + 1]; word ``i`` is the bytes ``edges[i]`` to ``edges[i + 1]``.
         bounds: int64[rows + 1]; row ``i`` has the words ``bounds[i]`` to ``bounds[i + 1]``.
         whole: rows that were not cut, as their words are too long.
     """
 
-    edges: NDArray[np.int64]
+    edges: NDArray[np.int32]
     bounds: NDArray[np.int64]
     whole: int
 
@@ -38,7 +38,7 @@ def cut(data: NDArray[np.uint8], rows: NDArray[np.int64], joins: bool, mean_byte
         mean_bytes: rows whose words have more bytes than this on average stay whole.
     """
     most = count_byte(data, _SPACE) + len(rows)
-    edges = np.empty(most + 1, np.int64)  # one more, where the last place tried is put
+    edges = np.empty(most + 1, np.int32)  # one more, where the last place tried is put
     bounds = np.empty(len(rows), np.int64)
     words, whole = cut_rows(data, rows, joins, mean_bytes, edges, bounds)
     return Pieces(edges[: words + 1], bounds, whole)

@@ -25,9 +25,9 @@ from headrace.wordtable import UNFIT, WordTable, raw_bytes
 MAX_WORDS = 7 << 16  # a little less than what a table holds before it grows
 # A row of longer words than this on average gains nothing and is tokenized whole.
 _MEAN_BYTES = 32
-# Rows that are worked on at once, in bytes of text: the arrays then stay in the processor's cache
-# and on pages that are there, and still share most of their words.
-_BYTES_AT_ONCE = 1 << 21
+# Rows that are worked on at once, in bytes of text: all of most blocks, since to put their parts
+# together costs more than what smaller arrays save.
+_BYTES_AT_ONCE = 1 << 23
 # The list that is no word's, and empty.
 _NONE, _FIRST_WORD = 0, 1
 _MAX_COLUMN_BYTES = (1 << 31) - 1
@@ -164,8 +164,8 @@ class WordCache:
         self._bound()
         return tokens
 
-    def _find(self, data: NDArray[np.uint8], edges: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Returns int64[words]: the list of each word; learns unknown ones."""
+    def _find(self, data: NDArray[np.uint8], edges: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Returns int32[words]: the list of each word; learns unknown ones."""
         known = len(self._table)
         words = self._table.number(data, edges, self._block)
         long = np.flatnonzero(words == UNFIT)
@@ -204,7 +204,7 @@ class WordCache:
     def _replace(
         self,
         texts: pa.StringArray,
-        words: NDArray[np.int64],
+        words: NDArray[np.int32],
         bounds: NDArray[np.int64],
         plain: NDArray[np.bool_],
     ) -> None:
@@ -221,12 +221,12 @@ class WordCache:
         """Tokenizes one row that would be too long for Arrow with the prompt in front."""
         ids = self._new.text(self._tail.decode() + texts[0].as_py())
         self._lists.append(ids, np.array([len(ids)]))
-        tokens = self._join(np.array([len(self._lists) - 1]), np.array([0, 1]))
+        tokens = self._join(np.array([len(self._lists) - 1], np.int32), np.array([0, 1]))
         self._lists.cut(_FIRST_WORD + len(self._table))
         self._counts.plain_rows += 1
         return tokens
 
-    def _join(self, words: NDArray[np.int64], bounds: NDArray[np.int64]) -> Tokens:
+    def _join(self, words: NDArray[np.int32], bounds: NDArray[np.int64]) -> Tokens:
         """Puts the rows together: special tokens, the prompt's head, words, truncation."""
         lists = self._lists
         offsets = np.empty(len(bounds), np.int64)

@@ -52,19 +52,19 @@ class WordTable:
         return self._words
 
     def number(
-        self, data: NDArray[np.uint8], edges: NDArray[np.int64], now: int = 0
-    ) -> NDArray[np.int64]:
-        """Returns int64[words]: the number of each word; unknown words are added.
+        self, data: NDArray[np.uint8], edges: NDArray[np.integer], now: int = 0
+    ) -> NDArray[np.int32]:
+        """Returns int32[words]: the number of each word; unknown words are added.
 
         Words of more than :data:`MAX_WORD_BYTES` bytes are :data:`UNFIT`.
 
         Args:
-            data: uint8[bytes].
-            edges: int64[words + 1]; word ``i`` is the bytes ``edges[i]`` to ``edges[i + 1]``.
+            data: uint8[bytes], less than 2 GiB.
+            edges: integers[words + 1]; word ``i`` is the bytes ``edges[i]`` to ``edges[i + 1]``.
             now: what :meth:`met` gives for them from now on.
         """
-        at_byte = readable(data)
-        numbers = np.empty(len(edges) - 1, np.int64)
+        at_byte, edges = readable(data), edges.astype(np.int32, copy=False)
+        numbers = np.empty(len(edges) - 1, np.int32)
         done = 0
         while True:
             done, self._words = number_words(

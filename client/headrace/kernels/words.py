@@ -59,7 +59,7 @@ def cut_rows(
     rows: NDArray[np.int64],
     joins: bool,
     mean_bytes: int,
-    edges: NDArray[np.int64],
+    edges: NDArray[np.int32],
     bounds: NDArray[np.int64],
 ) -> tuple[int, int]:
     """See :func:`headrace.cutting.cut`; ``edges`` and ``bounds`` are filled.
@@ -108,8 +108,8 @@ def _after_white(data: NDArray[np.uint8], place: int) -> bool:
 @compiled
 def number_words(
     at_byte: NDArray[np.uint64],
-    edges: NDArray[np.int64],
-    numbers: NDArray[np.int64],
+    edges: NDArray[np.int32],
+    numbers: NDArray[np.int32],
     done: int,
     count: int,
     now: np.uint64,
@@ -119,8 +119,8 @@ def number_words(
 
     Args:
         at_byte: uint64[bytes and some]; the eight bytes from each on, zeros after the last.
-        edges: int64[n + 1]; where each begins and the last one ends.
-        numbers: int64[n], to be filled; :data:`UNFIT` for what is too long.
+        edges: int32[n + 1]; where each begins and the last one ends.
+        numbers: int32[n], to be filled; :data:`UNFIT` for what is too long.
         done: where to begin.
         count: words that the table has.
         now: to be put down for each word that is met.
@@ -320,7 +320,7 @@ def copy_stretches(
 
 @compiled
 def join_words(
-    words: NDArray[np.int64],
+    words: NDArray[np.int32],
     bounds: NDArray[np.int64],
     edges: NDArray[np.int64],
     ids: NDArray[np.int32],
