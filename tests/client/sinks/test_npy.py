@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import errno
+import os
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headrace.errors import OutputError
 from headrace.sinks import npy, open_sink
-from headrace.sinks.npy import HEADER_BYTES, NpySink
+from headrace.sinks.npy import HEADER_BYTES, PAGE_BYTES, NpySink, Room
 
 RNG = np.random.default_rng(7)
 
@@ -118,3 +123,82 @@ def test_misfits_are_refused_and_leave_the_sink_as_it_was(tmp_path, vectors, val
     sink.write(*make_rows(2, 4), None, 0)
     sink.commit()
     assert output.exists()
+
+
+@pytest.fixture
+def rows_in_place(tmp_path):
+    """Opens an output of float16 rows of 100 dimensions; returns the sink and its NpyRows."""
+    sink = NpySink(tmp_path / "out.npy", dimension=100, dtype="float16", overwrite=False)
+    yield sink, sink.in_place
+    sink.abort()
+
+
+def write_blocks(rows, edges, wanted):
+    """Writes the blocks between ``edges`` out of order, from two rooms in turn."""
+    rooms = [Room(rows), Room(rows)]
+    for number, (start, stop) in enumerate(reversed(list(pairwise(edges)))):
+        vectors = rooms[number % 2].array(start, stop - start)
+        vectors[:] = wanted[start:stop]
+        rows.write(vectors, start)
+
+
+EDGES = [0, 1, 9000, 9021, 20_000, 40_000, 40_001, 48_000]
+
+
+@pytest.mark.parametrize("direct", ["as it is", "no open", "no write", "half a page"])
+def test_rows_written_in_place_are_the_rows(rows_in_place, tmp_path, monkeypatch, direct):
+    sink, rows = rows_in_place
+    wanted = np.random.default_rng(3).random((EDGES[-1], 100), np.float32).astype(np.float16)
+    opened, written = os.open, os.pwrite
+    past_cache: set[int] = set()
+    sizes: list[int] = []
+
+    def open_(path, flags, *rest):
+        if flags & os.O_DIRECT and direct == "no open":
+            raise OSError(errno.EINVAL, "no such flag")
+        file = opened(path, flags, *rest)
+        (past_cache.add if flags & os.O_DIRECT else past_cache.discard)(file)
+        return file
+
+    def pwrite(file, data, at):
+        if file not in past_cache:
+            return written(file, data, at)
+        assert at % PAGE_BYTES == len(data) % PAGE_BYTES == 0
+        assert np.frombuffer(data, np.uint8).ctypes.data % PAGE_BYTES == 0
+        if direct == "no write":
+            raise OSError(errno.EINVAL, "not here")
+        sizes.append(len(data))
+        if direct == "half a page":  # so that the rest cannot be written past the cache
+            with rows.path.open("r+b") as buffered:
+                return written(buffered.fileno(), data[: PAGE_BYTES + 512], at)
+        return written(file, data, at)
+
+    monkeypatch.setattr(os, "open", open_)
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    write_blocks(rows, EDGES, wanted)
+    monkeypatch.undo()
+    sink.add(EDGES[-1])
+    sink.commit()
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), wanted)
+    assert (len(sizes) >= 4) == (direct in {"as it is", "half a page"})
+
+
+def test_rows_that_lie_anywhere_are_written_too(rows_in_place, tmp_path):
+    sink, rows = rows_in_place
+    wanted = np.random.default_rng(4).random((20_000, 100), np.float32).astype(np.float16)
+    rows.write(wanted, 0)
+    sink.add(len(wanted))
+    sink.commit()
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), wanted)
+
+
+def test_an_error_of_the_disk_past_the_cache_is_told(rows_in_place, monkeypatch):
+    _, rows = rows_in_place
+    vectors = Room(rows).array(0, 20_000)
+
+    def full(file, data, at):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OutputError, match="free space there"):
+        rows.write(vectors, 0)
