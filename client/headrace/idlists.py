@@ -47,7 +47,7 @@ class IdLists:
         """Drops all but the first ``lists`` lists."""
         self._lists = min(lists, self._lists)
 
-    def gather(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    def gather(self, numbers: NDArray[np.integer]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Puts the lists ``numbers`` one after the other.
 
         Returns:
@@ -57,7 +57,7 @@ class IdLists:
 
 
 def take(
-    values: NDArray[T], edges: NDArray[np.int64], numbers: NDArray[np.int64]
+    values: NDArray[T], edges: NDArray[np.int64], numbers: NDArray[np.integer]
 ) -> tuple[NDArray[T], NDArray[np.int64]]:
     """Puts some stretches of an array one after the other.
 

@@ -23,8 +23,8 @@ from headrace.separable import Recipe
 from headrace.wordpiece import WordPiece
 from headrace.wordtable import UNFIT, WordTable, raw_bytes
 
-# What `tokenizers` is handed at once: bounds the memory of its per-token records.
-_WORDS_AT_ONCE = 4096
+# What `tokenizers` is handed at once: its per-token records then stay in the processor's cache.
+_WORDS_AT_ONCE = 256
 _BYTES_AT_ONCE = 1 << 19
 _MAX_PARTS = 1 << 18
 _MAX_CUT_BYTES = 1 << 14

@@ -63,12 +63,12 @@ class WordTable:
             edges: integers[words + 1]; word ``i`` is the bytes ``edges[i]`` to ``edges[i + 1]``.
             now: what :meth:`met` gives for them from now on.
         """
-        at_byte, edges = readable(data), edges.astype(np.int32, copy=False)
+        at_byte, places = readable(data), edges.astype(np.int32, copy=False)
         numbers = np.empty(len(edges) - 1, np.int32)
         done = 0
         while True:
             done, self._words = number_words(
-                at_byte, edges, numbers, done, self._words, np.uint64(now), self._arrays
+                at_byte, places, numbers, done, self._words, np.uint64(now), self._arrays
             )
             if done == len(numbers):
                 return numbers

@@ -70,7 +70,7 @@ def place_lines(
 
 
 @inlined
-def _bytes_before(found: Any) -> int:
+def _bytes_before(found: Any) -> Any:
     """Returns how many of eight bytes come before the first whose highest bit is set, or 8."""
     if not found:
         return LANE
