@@ -16,6 +16,7 @@ from headrace_bench.stats import Spread, pairwise, spread
 FIRST, WARM = "first", "warm"
 ALL_CORES, ONE_CORE = "all_cores", "one_core"
 PASSES = {FIRST: "headrace, first pass", WARM: "headrace, warm"}
+FEEDERS = (1, 2, 3, 4, 8)
 ALONE = {ALL_CORES: "tokenizers, all cores", ONE_CORE: "tokenizers, one core"}
 
 
@@ -99,6 +100,15 @@ class Result:
         shares = [report["new_words"] / max(1, report["words"]) for report in self.reports[which]]
         return 1 - spread(shares).median
 
+    def calculated(self, which: str, feeders: int) -> float:
+        """Returns rows a second that so many feeders would do, each on a core of its own.
+
+        By processor time alone, with an encoder that is never waited for: all of the client's
+        share but reading, which one thread of the main process does, is divided among them.
+        """
+        read = self.stage_us(which)["read"]
+        return min(feeders * 1e6 / (self.cpu_us(which, "cpu_seconds") - read), 1e6 / read)
+
     def to_json(self) -> str:
         """Returns everything as indented JSON."""
         last = self.reports[WARM][-1]
@@ -123,6 +133,9 @@ class Result:
                 f"client_cpu_us_{name}": self.cpu_us(name, "cpu_seconds"),
                 f"server_cpu_us_{name}": self.cpu_us(name, "server_cpu_seconds"),
                 f"cache_hits_{name}": self.hits(name),
+                f"calculated_rows_per_second_{name}": {
+                    feeders: self.calculated(name, feeders) for feeders in FEEDERS
+                },
             }
         everything |= {
             "rates": self.rates,
@@ -172,5 +185,7 @@ def show(result: Result) -> str:
             f"  processor time a row in us: client {result.cpu_us(name, 'cpu_seconds'):.2f}, "
             f"server {result.cpu_us(name, 'server_cpu_seconds'):.2f}",
             f"  of the client's: {stages}",
+            "  calculated for so many feeders with a core for each: "
+            + ", ".join(f"{count}: {result.calculated(name, count):,.0f}" for count in FEEDERS),
         ]
     return "\n".join(lines)

@@ -162,7 +162,7 @@ def test_processor_time_is_that_of_the_process():
 
 
 def report(**changes):
-    stages = {"build": 9.0, "start": 9.0, "parse": 1.0, "tokenize": 2.0}
+    stages = {"build": 9.0, "start": 9.0, "read": 0.5, "parse": 1.0, "tokenize": 2.0}
     common = {"stage_cpu_seconds": stages, "cpu_seconds": 4.0, "server_cpu_seconds": 0.5}
     common |= {"words": 10, "new_words": 5, "tokens": 20, "feeders": 2, "transport": "system"}
     common |= {"padding": 0.01, "wall_seconds": 2.0, "plain_rows": 0, "checked_rows": 1}
@@ -177,7 +177,15 @@ def test_the_table_and_the_json_say_the_same(source):
     result.chunks = {ALL_CORES: 250, ONE_CORE: 1000}
     told = json.loads(result.to_json())
     assert (told["ratio_first_all_cores"], told["ratio_warm_one_core"]) == (6, 20)
-    assert told["stage_us_first"] == {"parse": 2e5, "tokenize": 4e5, "other": 2e5}
+    assert told["stage_us_first"] == {
+        "read": 1e5,
+        "parse": 2e5,
+        "tokenize": 4e5,
+        "other": 1e5,
+    }
+    # 0.7 s a row are the feeders', 0.1 s the reader's.
+    calculated = {"1": 1 / 0.7, "2": 2 / 0.7, "3": 3 / 0.7, "4": 4 / 0.7, "8": 10}
+    assert told["calculated_rows_per_second_first"] == pytest.approx(calculated)
     assert (told["client_cpu_us_warm"], told["server_cpu_us_warm"]) == (8e5, 1e5)
     assert (told["cache_hits_first"], told["cache_hits_warm"]) == (0.5, 1)
     shown = show(result)
