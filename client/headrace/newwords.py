@@ -7,6 +7,7 @@ part is tokenized once. All others go to ``tokenizers``, many in one call.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,10 +24,11 @@ from headrace.separable import Recipe
 from headrace.wordpiece import WordPiece
 from headrace.wordtable import UNFIT, WordTable, raw_bytes
 
-# What `tokenizers` is handed at once: its per-token records then stay in the processor's cache.
+# What each core of `tokenizers` is handed at once: its records then stay in the core's cache.
 _WORDS_AT_ONCE = 256
 _BYTES_AT_ONCE = 1 << 19
 _MAX_PARTS = 1 << 18
+_SWITCHED_OFF = {"off", "false", "f", "no", "n", "0"}  # as `tokenizers` reads its own variable
 _MAX_CUT_BYTES = 1 << 14
 
 _SPACE, _QUOTE = b" '"
@@ -53,6 +55,7 @@ class NewWords:
         if recipe.kind == "BERT WordPiece":
             with suppress(ValueError):
                 self._pieces = WordPiece(tokenizer)
+        self._words_at_once = _WORDS_AT_ONCE * _cores()
         self._literals = _alternatives(recipe.literals)
         self._normalized_literals = _alternatives(recipe.normalized_literals)
         self._reset()
@@ -93,7 +96,7 @@ class NewWords:
             start = len(ids)
             done = ends[start - 1] if start else 0
             stop = int(np.searchsorted(ends, done + _BYTES_AT_ONCE, "right"))
-            part = texts.slice(start, min(max(stop - start, 1), _WORDS_AT_ONCE))
+            part = texts.slice(start, min(max(stop - start, 1), self._words_at_once))
             ids += self._encode(part.cast(pa.string()).to_pylist())
         return _joined(ids)
 
@@ -191,6 +194,12 @@ def _join_contractions(
     real = (size > 0) & (quotes + size <= after)
     starts[quotes[real] + 1] = False
     starts[(quotes + size)[real]] = True
+
+
+def _cores() -> int:
+    """Returns how many cores `tokenizers` works on."""
+    alone = os.environ.get("TOKENIZERS_PARALLELISM", "").lower() in _SWITCHED_OFF
+    return 1 if alone else len(os.sched_getaffinity(0))
 
 
 def _alternatives(literals: Sequence[str]) -> str:
