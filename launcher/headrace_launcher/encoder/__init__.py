@@ -9,28 +9,37 @@ from headrace_launcher.encoder.bert import add_encoder
 from headrace_launcher.encoder.graph import IR_VERSION, OPSET, GraphBuilder, inputs, write_graph
 from headrace_launcher.encoder.imported import add_imported, load_encoder, opset
 from headrace_launcher.encoder.pooling import add_dense, add_ending, add_pooling
+from headrace_launcher.encoder.precision import HALVES, halve
 from headrace_launcher.models import Model
 
 __all__ = ["GRAPH_VERSION", "build_graph", "write_graph"]
 
 # Part of the cache key of whatever is built from a graph: raise it whenever the graph of a model
 # changes.
-GRAPH_VERSION = 1
+GRAPH_VERSION = 2
 
 
 def build_graph(
-    model: Model, *, normalize: bool = True, truncate_dim: int | None = None
+    model: Model,
+    *,
+    normalize: bool = True,
+    truncate_dim: int | None = None,
+    precision: str = "fp32",
+    half_output: bool = False,
 ) -> onnx.ModelProto:
     """Writes the graph of a model: encoder, pooling, dense layers, truncation, normalisation.
 
     Inputs: ``input_ids`` and ``attention_mask``, INT32 [batch, sequence], both axes of any length
     up to ``model.max_positions``; rows are padded on the right with ``model.pad_id``. Output:
-    ``embedding``, FP32 [batch, dimension].
+    ``embedding``, FP32 or FP16 [batch, dimension].
 
     Args:
         model: the model.
         normalize: whether vectors have unit L2 norm, whatever the model itself does last.
         truncate_dim: length that vectors are cut to, or None.
+        precision: ``fp32``, or ``fp16`` or ``bf16`` for a strongly typed graph whose encoder
+            computes in that, with islands of FP32; what follows the encoder is FP32.
+        half_output: whether vectors are answered in FP16.
 
     Raises:
         UsageError: the model or its files cannot be followed, or ``truncate_dim`` is larger than
@@ -48,9 +57,13 @@ def build_graph(
         frame = load_encoder(model)
         graph = GraphBuilder(opset=opset(frame))
         hidden, width = add_imported(graph, frame, model)
+    if precision in HALVES:
+        hidden = halve(graph, hidden, precision)
     vectors = add_pooling(graph, hidden, model.pooling)
     for layer in model.dense:
         vectors = add_dense(graph, vectors, layer, width)
         width = layer.out_features
-    output = add_ending(graph, vectors, width, truncate_dim=truncate_dim, normalize=normalize)
+    output = add_ending(
+        graph, vectors, width, truncate_dim=truncate_dim, normalize=normalize, half=half_output
+    )
     return graph.finish(frame, inputs(), [output])

@@ -203,7 +203,7 @@ def _embeddings(graph: GraphBuilder, weights: Weights, shape: Shape) -> str:
         token = graph.add(
             "Cast", graph.add("Not", graph.add("Equal", INPUT_IDS, pad)), to=TensorProto.INT32
         )
-        count = graph.add("CumSum", token, graph.constant(np.array([1], np.int32)))
+        count = graph.add("CumSum", token, graph.constant(np.array(1, np.int32)))
         ids = graph.add("Add", graph.add("Mul", count, token), pad, output="position_ids")
         rows = graph.add("Gather", positions, ids, axis=0)
     x = graph.add("Add", x, rows)

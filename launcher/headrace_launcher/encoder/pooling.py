@@ -81,7 +81,13 @@ def add_dense(graph: GraphBuilder, vectors: str, layer: Dense, width: int) -> st
 
 
 def add_ending(
-    graph: GraphBuilder, vectors: str, width: int, *, truncate_dim: int | None, normalize: bool
+    graph: GraphBuilder,
+    vectors: str,
+    width: int,
+    *,
+    truncate_dim: int | None,
+    normalize: bool,
+    half: bool = False,
 ) -> onnx.ValueInfoProto:
     """Adds truncation and L2 normalisation, in this order, and names the output ``embedding``.
 
@@ -95,9 +101,10 @@ def add_ending(
         width: their length.
         truncate_dim: length to cut to, or None.
         normalize: whether to normalise.
+        half: whether to round to FP16 at last.
 
     Returns:
-        The graph's output: ``embedding``, FP32 [batch, dimension].
+        The graph's output: ``embedding``, FP32 or FP16 [batch, dimension].
 
     Raises:
         UsageError: ``truncate_dim`` is not between 1 and ``width``.
@@ -114,8 +121,9 @@ def add_ending(
         squares = graph.reduce_sum(graph.add("Mul", vectors, vectors), 1)
         norm = graph.add("Max", graph.add("Sqrt", squares), graph.scalar(LEAST_NORM))
         vectors = graph.add("Div", vectors, norm)
-    graph.add("Identity", vectors, output=EMBEDDING)
-    return onnx.helper.make_tensor_value_info(EMBEDDING, TensorProto.FLOAT, ["batch", width])
+    kind = TensorProto.FLOAT16 if half else TensorProto.FLOAT
+    graph.add("Cast", vectors, output=EMBEDDING, to=kind)
+    return onnx.helper.make_tensor_value_info(EMBEDDING, kind, ["batch", width])
 
 
 def _squeeze(graph: GraphBuilder, tensor: str, output: str) -> str:

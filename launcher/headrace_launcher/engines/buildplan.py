@@ -1,0 +1,169 @@
+"""Builds a TensorRT plan from an ONNX file; runs in a process of its own.
+
+A build takes minutes and all of a GPU's memory, and a fault in it must not take the launcher along.
+It needs the TensorRT library and Python alone, so that the command that
+:mod:`headrace_launcher.engines.tensorrt` leaves beside each plan repeats the build anywhere.
+Works with TensorRT 10.13 to 11 and with TensorRT for RTX: types come from the graph alone, which is
+strongly typed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# What the two libraries are called, with and without NVIDIA's wrapper package.
+LIBRARIES = {
+    "tensorrt": ("tensorrt", "tensorrt_bindings"),
+    "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
+}
+PROGRESS = "progress "
+FOUND = "found "
+_WORKSPACE = 4 << 30
+
+
+def load(library: str) -> Any:
+    """Returns the Python module of a library.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    for name in LIBRARIES[library]:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name != name:
+                raise
+    raise ImportError(f"none of {', '.join(LIBRARIES[library])} is installed")
+
+
+def build(trt: Any, options: argparse.Namespace) -> bytes:
+    """Builds the plan and tells of it on standard output, a line of JSON each.
+
+    Args:
+        trt: the library.
+        options: see :func:`main`.
+
+    Raises:
+        RuntimeError: the graph cannot be read, or the build failed; the library's log says why.
+    """
+    logger = trt.Logger(trt.Logger.WARNING)
+    builder = trt.Builder(logger)
+    flag = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = builder.create_network(flag)
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(options.graph)):
+        errors = [str(parser.get_error(index)) for index in range(parser.num_errors)]
+        raise RuntimeError("the graph cannot be read: " + "; ".join(errors))
+    _say(FOUND, _describe(network))
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, _WORKSPACE)
+    if options.capability:  # TensorRT for RTX alone builds for a GPU that is not here
+        config.num_compute_capabilities = 1
+        wanted = getattr(trt.ComputeCapability, f"SM{options.capability.replace('.', '')}")
+        config.set_compute_capability(wanted, 0)
+    names = [network.get_input(index).name for index in range(network.num_inputs)]
+    for least, best, most in json.loads(options.profiles):
+        profile = builder.create_optimization_profile()
+        for name in names:
+            profile.set_shape(name, least, best, most)
+        if config.add_optimization_profile(profile) < 0:
+            raise RuntimeError(f"the profile {least}, {best}, {most} was refused")
+    timing = None
+    if options.timing_cache is not None and hasattr(config, "create_timing_cache"):
+        kept = options.timing_cache.read_bytes() if options.timing_cache.exists() else b""
+        timing = config.create_timing_cache(kept) or config.create_timing_cache(b"")
+        config.set_timing_cache(timing, False)
+    if hasattr(config, "progress_monitor"):
+        monitor = _monitor(trt)
+        config.progress_monitor = monitor
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise RuntimeError("the build failed")
+    if timing is not None and (fresh := config.get_timing_cache()) is not None:
+        options.timing_cache.write_bytes(bytes(fresh.serialize()))
+    return bytes(plan)
+
+
+def layers(trt: Any, plan: bytes) -> Any | None:
+    """Returns what the engine inspector says of a plan; None where no GPU can load it."""
+    engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(plan)
+    if engine is None:
+        return None
+    inspector = engine.create_engine_inspector()
+    return json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Builds a plan; returns 0, or 1 where that failed, with the reason on standard error."""
+    parser = argparse.ArgumentParser(description="ONNX -> TensorRT plan")
+    parser.add_argument("--library", choices=LIBRARIES, required=True)
+    parser.add_argument("--graph", type=Path, required=True, help="a strongly typed ONNX file")
+    parser.add_argument("--plan", type=Path, required=True, help="the file to write")
+    parser.add_argument("--profiles", required=True, help="JSON: [[least, best, most shape]...]")
+    parser.add_argument("--layers", type=Path, help="where to put the inspector's layer list")
+    parser.add_argument("--timing-cache", type=Path, help="read, and written again")
+    parser.add_argument("--capability", help="compute capability of a GPU that is not here: 8.9")
+    options = parser.parse_args(arguments)
+    trt = load(options.library)
+    try:
+        plan = build(trt, options)
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
+        return 1
+    options.plan.write_bytes(plan)
+    found = layers(trt, plan) if options.layers is not None and not options.capability else None
+    if found is not None:
+        options.layers.write_text(json.dumps(found, indent=1) + "\n")
+    return 0
+
+
+def _describe(network: Any) -> dict[str, Any]:
+    """What the parser made of the graph: names, types, shapes, number of layers."""
+
+    def tensor(found: Any) -> dict[str, Any]:
+        kind = str(found.dtype).rsplit(".", 1)[-1]
+        return {"name": found.name, "type": kind, "shape": list(found.shape)}
+
+    return {
+        "inputs": [tensor(network.get_input(index)) for index in range(network.num_inputs)],
+        "outputs": [tensor(network.get_output(index)) for index in range(network.num_outputs)],
+        "layers": network.num_layers,
+    }
+
+
+def _monitor(trt: Any) -> Any:
+    """Returns a progress monitor that tells of the outermost phase; called from many threads."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.steps: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            if parent_phase is None:
+                self.steps[phase_name] = num_steps
+
+        def phase_finish(self, phase_name: str) -> None:
+            self.steps.pop(phase_name, None)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            if phase_name in self.steps:
+                _say(PROGRESS, {"phase": phase_name, "done": step, "of": self.steps[phase_name]})
+            return True
+
+    return Monitor()
+
+
+def _say(kind: str, what: dict[str, Any]) -> None:
+    print(kind + json.dumps(what), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

