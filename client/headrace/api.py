@@ -113,7 +113,8 @@ def run(config: EmbedConfig, *, alone: bool = False) -> tuple[Report, DamagedInp
 
     Args:
         config: the run's settings.
-        alone: whether this process does nothing else, so that its allocator can be tuned.
+        alone: whether this process does nothing else, so that its allocator and its garbage
+            collector can be tuned.
 
     Returns:
         The report, and what ended the reading early, if something did.

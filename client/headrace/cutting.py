@@ -38,7 +38,7 @@ def cut(data: NDArray[np.uint8], rows: NDArray[np.int64], joins: bool, mean_byte
         mean_bytes: rows whose words have more bytes than this on average stay whole.
     """
     most = count_byte(data, _SPACE) + len(rows)
-    edges = np.empty(most + 1, np.int32)  # one more, where the last place tried is put
+    edges = np.empty(most + 1, np.int32)
     bounds = np.empty(len(rows), np.int64)
     words, whole = cut_rows(data, rows, joins, mean_bytes, edges, bounds)
     return Pieces(edges[: words + 1], bounds, whole)

@@ -142,7 +142,7 @@ class Feeder:
         self._place = place or self._take
         self._own = place is None
         self._spare: list[NDArray[np.floating]] = []
-        compile_loops()  # now, and not when the first batch is due
+        warm_up()  # now, and not when the first block is there
 
     def prepare(self, block: Block, ids: IdColumn) -> Prepared:
         """Parses and tokenizes a block; of a bad row nothing is sent to the server.
@@ -177,7 +177,10 @@ class Feeder:
         )
 
     def run(
-        self, blocks: Ahead[Prepared], progress: Callable[[], None] = lambda: None
+        self,
+        blocks: Ahead[Prepared],
+        progress: Callable[[], None] = lambda: None,
+        idle: Callable[[], None] = lambda: None,
     ) -> Iterator[Embedded]:
         """Embeds ``blocks`` and yields them in the same order.
 
@@ -186,12 +189,15 @@ class Feeder:
         Args:
             blocks: what :meth:`prepare` made.
             progress: called after each answer.
+            idle: called before it waits for a block with nothing else to do.
 
         Raises:
             ServerError: the server failed a batch or is gone.
         """
         jobs: deque[_Job] = deque()
         while True:
+            if not jobs:
+                idle()
             block = self._next(blocks, wait=not jobs)
             if block is not None:
                 job = _Job(block, block.tokens.lengths, self._place(block))
@@ -297,6 +303,23 @@ class Feeder:
         )
         if self._own:
             self._spare.append(job.vectors)
+
+
+def warm_up() -> None:
+    """Loads, or compiles, the loops of parsing and batching, and imports what they need."""
+    compile_loops()
+    data = b'{"text": "a"}\n'
+    block = Block(
+        index=0,
+        file="",
+        format="jsonl",
+        data=data,
+        first_row=0,
+        first_line=1,
+        rows=1,
+        bytes_done=len(data),
+    )
+    parse(block, text_field="text", id_field=None, id_type="string")
 
 
 def valid_rows(rows: int, bad: Iterable[BadRow]) -> NDArray[np.bool_]:

@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -38,8 +39,7 @@ from headrace.handover import (
     unpack,
 )
 from headrace.progress import Counters
-from headrace.records import parse
-from headrace.sinks import Room
+from headrace.sinks import PageAlignedRows
 from headrace.tokenizer import TextTokenizer
 from headrace.transport import connect
 
@@ -92,8 +92,10 @@ class _Process:
         self._texts = [Arena(each) for each in setup.texts]
         self._vectors = [Arena(each) for each in setup.vectors]
         self._works: dict[int, Work] = {}
-        self._rooms: dict[int, Room] = {}
-        self._spare: list[Room] = []
+        self._rooms: dict[int, PageAlignedRows] = {}
+        self._spare: list[PageAlignedRows] = []
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="headrace-write")
+        self._writing: tuple[Embedded, Future[None]] | None = None
         self._learnt: dict[int, bytes | None] = {}
         self._bad_row: BadRowError | None = None
         self._stop = False
@@ -120,7 +122,6 @@ class _Process:
             self.counters,
             place=self._room_of if setup.in_place else self._arena_of,
         )
-        self._warm_up()
         gc.freeze()  # what is there now stays: later collections need not look at it
         gc.enable()
         self._cpu_start = time.process_time()
@@ -133,21 +134,6 @@ class _Process:
                 tokenizer_hash=self._tokenizer.hash,
             )
         )
-
-    def _warm_up(self) -> None:
-        """Imports what the first block would import."""
-        data = b'{"text": "a"}\n'
-        block = Block(
-            index=0,
-            file="",
-            format="jsonl",
-            data=data,
-            first_row=0,
-            first_line=1,
-            rows=1,
-            bytes_done=len(data),
-        )
-        parse(block, text_field="text", id_field=None, id_type="string")
 
     @property
     def cpu_seconds(self) -> float:
@@ -162,8 +148,9 @@ class _Process:
         """
         with closing(self._transport), Ahead(self._prepared(), name="headrace-prepare") as ahead:
             try:
-                for embedded in self._feeder.run(ahead, self._progress):
+                for embedded in self._feeder.run(ahead, self._progress, self._settle):
                     self._hand_over(embedded)
+                self._settle()
             except _Stopped:
                 return
             if self._bad_row is not None:
@@ -214,17 +201,40 @@ class _Process:
 
     def _room_of(self, block: Prepared) -> NDArray[np.floating]:
         assert self._setup.in_place is not None
-        room = self._spare.pop() if self._spare else Room(self._setup.in_place)
+        room = self._spare.pop() if self._spare else PageAlignedRows(self._setup.in_place)
         self._rooms[block.index] = room
         return room.array(block.first_row, block.rows)
 
     def _hand_over(self, embedded: Embedded) -> None:
-        in_place = self._setup.in_place
-        if in_place is not None:
-            assert embedded.vectors is not None
-            with self.counters.timed("write"):
-                in_place.write(embedded.vectors, embedded.first_row)
-            self._spare.append(self._rooms.pop(embedded.index))
+        """Gives a block's vectors to the main process, or to the thread that writes them."""
+        if self._setup.in_place is None:
+            self._tell(embedded)
+            return
+        self._settle()
+        self._writing = embedded, self._writer.submit(self._write, embedded)
+
+    def _write(self, embedded: Embedded) -> None:
+        """Writes a block's rows; in a thread of its own, since a disk may take its time."""
+        assert self._setup.in_place is not None
+        assert embedded.vectors is not None
+        with self.counters.timed("write"):
+            self._setup.in_place.write(embedded.vectors, embedded.first_row)
+
+    def _settle(self) -> None:
+        """Waits for the block that is being written, if there is one, and tells of it.
+
+        Raises:
+            OutputError: it could not be written.
+        """
+        if self._writing is None:
+            return
+        embedded, written = self._writing
+        written.result()
+        self._writing = None
+        self._spare.append(self._rooms.pop(embedded.index))
+        self._tell(embedded)
+
+    def _tell(self, embedded: Embedded) -> None:
         del self._works[embedded.index]
         self._connection.send(
             Done(
@@ -241,6 +251,8 @@ class _Process:
     def _progress(self) -> None:
         if self._stop and self._bad_row is None and self._works:
             raise _Stopped
+        if self._writing is not None and self._writing[1].done():
+            self._settle()
         now = time.monotonic()
         if now - self._said >= PROGRESS_SECONDS:
             self._said = now

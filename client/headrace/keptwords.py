@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import tokenizers
 
 SCHEMA = pa.schema([("word", pa.binary()), ("ids", pa.list_(pa.int32()))])
-MAX_WORDS = 3 << 17  # three quarters of a cache, so that there is room for new ones
+MAX_WORDS = 3 << 17  # six sevenths of what a cache holds, so that there is room for new ones
 MAX_BYTES = 32 << 20
 MAX_FOLDER_BYTES = 256 << 20
 _FORMAT = 1

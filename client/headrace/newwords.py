@@ -123,11 +123,11 @@ class NewWords:
         return any(literal in word for literal in self._recipe.normalized_literals)
 
     def _by_parts(self, words: pa.BinaryArray) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        if len(self._parts) > _MAX_PARTS:
+        if len(self._parts) >= _MAX_PARTS:
             self._reset()
         data, edges, first = cut_parts(words, self._recipe)
         known = len(self._parts)
-        numbers = self._parts.number(data, edges)
+        numbers = self._parts.number(data, edges, most=_MAX_PARTS)
         new = self._parts.words(np.arange(known, len(self._parts)))
         long = np.flatnonzero(numbers == UNFIT)
         if len(long):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -25,10 +26,14 @@ from headrace.ahead import Ahead
 from headrace.config import EmbedConfig
 from headrace.contract import Contract
 from headrace.errors import DamagedInputError, MachineError, UsageError
-from headrace.feeder import Embedded, Feeder, Prepared
+from headrace.feeder import Embedded, Feeder, Prepared, warm_up
 from headrace.feederpool import FeederPool
 from headrace.handover import Setup, batch_of
 from headrace.inputs import Input, total_bytes
+from headrace.kernels.batches import cut_lengths
+from headrace.kernels.compiled import is_kept
+from headrace.kernels.lines import place_lines, read_texts
+from headrace.kernels.words import join_words, number_words
 from headrace.output import Output
 from headrace.progress import Counters, ProgressLine
 from headrace.reading import Reading
@@ -42,7 +47,7 @@ _WINDOW_BATCHES = 16
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _WINDOW_ROWS = (4096, 32768)
 _WINDOW_BYTES = 32 << 20
-_VERSIONS_OF = ("headrace", "numpy", "pyarrow", "tokenizers", "tritonclient")
+_VERSIONS_OF = ("headrace", "numba", "numpy", "pyarrow", "tokenizers", "tritonclient")
 
 
 def run(
@@ -62,7 +67,8 @@ def run(
         tokenizer: the model's ``tokenizer.json``.
         inputs: what to read, as found by :func:`headrace.sources.find_inputs`.
         counters: where to count; may hold the seconds that came before.
-        alone: whether this process does nothing else, so that its allocator can be tuned.
+        alone: whether this process does nothing else, so that its allocator and its garbage
+            collector can be tuned.
 
     Returns:
         The report, and the damage that ended the reading early, if there was some: the rows
@@ -83,6 +89,7 @@ def run(
     feeders = choose_feeders(config, contract, inputs)
     if alone:
         _tune_allocator(keep=feeders > 0)
+    _compile_once(job)
     output = Output(config, contract)
     line = ProgressLine(total_bytes(inputs), quiet=config.quiet)
     try:
@@ -321,6 +328,18 @@ class _Pooled:
         words = [batch_of(each) for each in self._pool.learnt]
         if self._job.config.word_cache == "keep" and words:
             keptwords.save(self._tokenizer_hash, words)
+
+
+def _compile_once(job: _Job) -> None:
+    """Compiles the inner loops, if that was not done before, so that no two feeders do it."""
+    loops = (cut_lengths, number_words, join_words, place_lines, read_texts)
+    if all(is_kept(loop) for loop in loops):
+        return
+    if not job.config.quiet:
+        sys.stderr.write("compiling the inner loops, once on this machine\n")
+    with job.counters.timed("build"):
+        TextTokenizer(job.tokenizer, max_length=job.max_length, word_cache="run")
+        warm_up()
 
 
 def _tune_allocator(*, keep: bool) -> None:

@@ -1,7 +1,7 @@
 """Rows -> token ids by looking words up: equal to ``tokenizers``, in a fraction of the time.
 
-Every row is cut before each of its spaces, the distinct words of a block are looked up in a
-table, the unknown ones are tokenized once, and their ids are put together to rows. Why that is
+Every row is cut before each of its spaces, the words of a block are looked up in a table, the
+unknown ones are tokenized once, and their ids are put together to rows. Why that is
 exact, and for which tokenizers, stands in :mod:`headrace.separable`.
 """
 
@@ -106,7 +106,7 @@ class WordCache:
     def adopt(self, words: pa.RecordBatch) -> None:
         """Adds words that another cache learnt."""
         known = len(self._table)
-        numbers = self._table.number(*raw_bytes(words["word"]))
+        numbers = self._table.number(*raw_bytes(words["word"]), most=self._max_words)
         highest = np.maximum.accumulate(np.append(known - 1, numbers))
         words = words.take(pa.array(np.flatnonzero(np.diff(highest))))  # the first of each new one
         lengths = pc.fill_null(pc.list_value_length(words["ids"]), 0)
@@ -167,7 +167,7 @@ class WordCache:
     def _find(self, data: NDArray[np.uint8], edges: NDArray[np.int32]) -> NDArray[np.int32]:
         """Returns int32[words]: the list of each word; learns unknown ones."""
         known = len(self._table)
-        words = self._table.number(data, edges, self._block)
+        words = self._table.number(data, edges, self._block, self._max_words)
         long = np.flatnonzero(words == UNFIT)
         if len(self._table) > known or len(long):
             self._counts.new_words += len(self._table) - known + len(long)

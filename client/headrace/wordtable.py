@@ -21,6 +21,7 @@ from headrace.kernels.words import (
 
 __all__ = ["MAX_WORD_BYTES", "UNFIT", "WordTable", "raw_bytes", "readable"]
 
+MOST_WORDS = 1 << 30
 _FIRST_SLOTS = 1 << 16
 
 
@@ -52,30 +53,36 @@ class WordTable:
         return self._words
 
     def number(
-        self, data: NDArray[np.uint8], edges: NDArray[np.integer], now: int = 0
+        self,
+        data: NDArray[np.uint8],
+        edges: NDArray[np.integer],
+        now: int = 0,
+        most: int = MOST_WORDS,
     ) -> NDArray[np.int32]:
         """Returns int32[words]: the number of each word; unknown words are added.
 
-        Words of more than :data:`MAX_WORD_BYTES` bytes are :data:`UNFIT`.
+        Words of more than :data:`MAX_WORD_BYTES` bytes are :data:`UNFIT`, and unknown ones where
+        the table has ``most`` already.
 
         Args:
             data: uint8[bytes], less than 2 GiB.
             edges: integers[words + 1]; word ``i`` is the bytes ``edges[i]`` to ``edges[i + 1]``.
-            now: what :meth:`met` gives for them from now on.
+            now: what :meth:`met` gives for them from now on, unless it gives more already.
+            most: words that the table may have.
         """
         at_byte, places = readable(data), edges.astype(np.int32, copy=False)
         numbers = np.empty(len(edges) - 1, np.int32)
         done = 0
         while True:
             done, self._words = number_words(
-                at_byte, places, numbers, done, self._words, np.uint64(now), self._arrays
+                at_byte, places, numbers, done, self._words, np.uint64(now), most, self._arrays
             )
             if done == len(numbers):
                 return numbers
             self._grow()
 
     def met(self) -> NDArray[np.int64]:
-        """Returns int64[words]: the ``now`` of the last call of :meth:`number` that met each."""
+        """Returns int64[words]: the highest ``now`` of a call of :meth:`number` that met each."""
         slots = self._arrays.slots[self._arrays.slots[:, 2] > 0]
         met = np.empty(self._words, np.int64)
         met[(slots[:, 2] >> np.uint64(8)).astype(np.int64) - 1] = slots[:, 3]

@@ -38,12 +38,20 @@ def cut_lengths(
     costs[0] = 0
     for last in range(len(lengths)):
         least = -1
-        for first in range(firsts[last], last + 1):
+        for first in range(last, firsts[last] - 1, -1):
             rows = ends[last + 1] - ends[first]
             batches = (rows + caps[last] - 1) // caps[last]
             cost = costs[first] + rows * lengths[last] + batches * overhead
-            if least < 0 or cost < least:
+            if least < 0 or cost <= least:
                 least, starts[last] = cost, first
+            # From here on each row that comes to the stretch adds more padding than its share of
+            # a batch of its own could be, so that all of them save one batch at the most.
+            elif (
+                first > firsts[last]
+                and (lengths[last] - lengths[first - 1]) * caps[first - 1] >= overhead
+                and cost - overhead > least
+            ):
+                break
         costs[last + 1] = least
     padded, stop = 0, len(lengths)
     while stop:

@@ -113,6 +113,7 @@ def number_words(
     done: int,
     count: int,
     now: np.uint64,
+    most: int,
     words: Words,
 ) -> tuple[int, int]:
     """Numbers words from the ``done``-th on and adds unknown ones, as long as there is room.
@@ -120,10 +121,12 @@ def number_words(
     Args:
         at_byte: uint64[bytes and some]; the eight bytes from each on, zeros after the last.
         edges: int32[n + 1]; where each begins and the last one ends.
-        numbers: int32[n], to be filled; :data:`UNFIT` for what is too long.
+        numbers: int32[n], to be filled; :data:`UNFIT` for what is too long, and for unknown words
+            once there are ``most``.
         done: where to begin.
         count: words that the table has.
-        now: to be put down for each word that is met.
+        now: to be put down for each word that is met, unless a higher number stands there.
+        most: words that the table may have.
         words: the table.
 
     Returns:
@@ -139,13 +142,12 @@ def number_words(
         slot = _slot_of(at_byte, begin, length, factors, slots, lane_edges, lanes)
         if slots[slot, 2]:
             number = np.int64(slots[slot, 2] >> _BYTE) - 1
+        elif count >= most:
+            numbers[index] = UNFIT
+            continue
         else:
             lane = lane_edges[count]
-            if (
-                2 * (count + 1) > len(slots)
-                or count == len(lengths)
-                or lane + MAX_WORD_BYTES // LANE > len(lanes)
-            ):
+            if count == len(lengths) or lane + MAX_WORD_BYTES // LANE > len(lanes):
                 return index, count
             for place in range(begin, begin + length, LANE):
                 lanes[lane] = at_byte[place] & _MASKS[begin + length - place]
@@ -158,7 +160,7 @@ def number_words(
             number = np.int64(count)
             count += 1
         numbers[index] = number
-        slots[slot, 3] = now
+        slots[slot, 3] = max(slots[slot, 3], now)
     return len(numbers), count
 
 

@@ -12,7 +12,7 @@ from headrace.config import Dtype
 from headrace.errors import UsageError
 from headrace.sinks.base import Sink
 from headrace.sinks.errorsfile import ErrorsFile, errors_path
-from headrace.sinks.npy import NpyRows, NpySink, Room
+from headrace.sinks.npy import NpyRows, NpySink, PageAlignedRows
 from headrace.sinks.parquet import ParquetSink
 from headrace.sinks.staging import output_errors
 
@@ -20,8 +20,8 @@ __all__ = [
     "ErrorsFile",
     "NpyRows",
     "NpySink",
+    "PageAlignedRows",
     "ParquetSink",
-    "Room",
     "Sink",
     "check_output",
     "errors_path",

@@ -28,7 +28,7 @@ from headrace.sinks.staging import Staging, output_errors
 HEADER_BYTES = 128
 PAGE_BYTES = 4096  # what O_DIRECT wants of places, sizes and memory, and more on most disks
 _PIECE_BYTES = 4 << 20
-_LEAST_DIRECT = 1 << 20
+_LARGE = 1 << 20  # bytes from which on a write is worth special care
 _WRITE = 2  # SYNC_FILE_RANGE_WRITE, fcntl.h
 _TYPES: dict[Dtype, np.dtype[np.floating]] = {
     "float32": np.dtype("<f4"),
@@ -58,8 +58,8 @@ class NpyRows:
         """Writes rows at their place.
 
         Args:
-            vectors: ``dtype``[n, dimension], contiguous; from :class:`Room` they go to the disk
-                past the system's cache, where the file system can do that.
+            vectors: ``dtype``[n, dimension], contiguous; from :class:`PageAlignedRows` they go to
+                the disk past the system's cache, where the file system can do that.
             first_row: number of the first of them in the array.
 
         Raises:
@@ -68,7 +68,7 @@ class NpyRows:
         data, at = vectors.data.cast("B"), self.place(first_row)
         first, last = -at % PAGE_BYTES, len(data) - (at + len(data)) % PAGE_BYTES
         with output_errors(self.path, size=len(data)):
-            if last - first >= _LEAST_DIRECT and (vectors.ctypes.data - at) % PAGE_BYTES == 0:
+            if last - first >= _LARGE and (vectors.ctypes.data - at) % PAGE_BYTES == 0:
                 done = first + self._write_pages(data[first:last], at + first)
                 self._write(data[:first], at)
                 data, at = data[done:], at + done
@@ -102,13 +102,13 @@ class NpyRows:
             while data:
                 done = os.pwrite(file, data, at)
                 data, at = data[done:], at + done
-            if size >= _LEAST_DIRECT:
+            if size >= _LARGE:
                 _begin_to_store(file, begin, size)
         finally:
             os.close(file)
 
 
-class Room:
+class PageAlignedRows:
     """Memory for some rows that are to be written in place, of whole pages as they lie in the file.
 
     Args:
@@ -132,7 +132,8 @@ class Room:
 def _begin_to_store(file: int, at: int, size: int) -> None:
     """Has the disk take what was written while the next rows are computed (sync_file_range(2)).
 
-    Without it all of it waits for the end. Where it cannot be done nothing else is lost.
+    Without it all that does not go past the cache waits for the end. Where it cannot be done
+    nothing else is lost.
     """
     with suppress(AttributeError):  # another C library
         ctypes.CDLL(None).sync_file_range(file, ctypes.c_int64(at), ctypes.c_int64(size), _WRITE)

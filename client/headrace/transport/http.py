@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import queue
+import re
 import select
 import socket
 from http.client import HTTPConnection, HTTPException
@@ -23,7 +24,9 @@ from headrace.transport.base import INFER_SECONDS, Slot, wrong_shape
 from headrace.transport.system import SystemTransport
 
 _MAX_ANSWER_BYTES = 1 << 20
-_HEAD_END, _LENGTH = b"\r\n\r\n", b"\r\ncontent-length:"
+_HEAD_END = b"\r\n\r\n"
+_HEAD = re.compile(rb"http/1\.1 (\d{3})[ \r]")
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)[ \t]*\r\n")
 ANSWER_SECONDS = 2.0
 
 
@@ -95,11 +98,11 @@ class HttpTransport(SystemTransport):
             status, body = self._connections[slot.index].receive()
             answer = json.loads(body)
             if status != 200:
-                said = str(answer.get("error", answer))
+                said = str(answer.get("error") if isinstance(answer, dict) else answer)
                 slot.failure = ServerError(said.removeprefix("[request id: <id_unknown>] "))
             else:
                 self._take(slot, answer["outputs"][0]["shape"])
-        except (OSError, ValueError, LookupError) as error:
+        except (OSError, ValueError, LookupError, TypeError) as error:
             slot.failure = ServerError(f"{type(error).__name__}: {error}")
         return slot
 
@@ -173,15 +176,15 @@ class _Connection:
         while (end := data.find(_HEAD_END)) < 0:
             data = self._more(data)
         head = data[: end + 2].lower()
-        version, status = head.split(maxsplit=2)[:2]
-        at = head.find(_LENGTH)
-        if version != b"http/1.1" or at < 0:
+        found = _HEAD.match(head)
+        length = _LENGTH.search(head)
+        if found is None or length is None:
             raise ValueError(f"an answer that is not understood: {data[:end]!r}")
         start = end + len(_HEAD_END)
-        stop = start + int(head[at + len(_LENGTH) : head.index(b"\r\n", at + 2)])
+        stop = start + int(length[1])
         while len(data) < stop:
             data = self._more(data)
-        return int(status), data[start:stop]
+        return int(found[1]), data[start:stop]
 
     def close(self) -> None:
         """Closes it; idempotent."""

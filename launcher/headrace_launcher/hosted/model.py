@@ -111,7 +111,8 @@ class NullEngine:
         self._width = count  # columns of it that may hold something
         self._head = np.empty(most * (settings["buckets"][-1]["max_length"] + 2), np.int32)
         length = settings["buckets"][-1]["max_length"]
-        self._sum = np.min_scalar_type(-length * settings["vocab_size"])  # int32, where it fits
+        # int32, where it fits
+        self._sum = np.result_type(np.int32, np.min_scalar_type(-length * settings["vocab_size"]))
         self._pairs: NDArray[np.float32] | None = None
         if step == 2:
             every = np.arange(max(65521, settings["vocab_size"]))

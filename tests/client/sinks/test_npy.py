@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from headrace.errors import OutputError
 from headrace.sinks import npy, open_sink
-from headrace.sinks.npy import HEADER_BYTES, PAGE_BYTES, NpySink, Room
+from headrace.sinks.npy import HEADER_BYTES, PAGE_BYTES, NpySink, PageAlignedRows
 
 RNG = np.random.default_rng(7)
 
@@ -135,7 +135,7 @@ def rows_in_place(tmp_path):
 
 def write_blocks(rows, edges, wanted):
     """Writes the blocks between ``edges`` out of order, from two rooms in turn."""
-    rooms = [Room(rows), Room(rows)]
+    rooms = [PageAlignedRows(rows), PageAlignedRows(rows)]
     for number, (start, stop) in enumerate(reversed(list(pairwise(edges)))):
         vectors = rooms[number % 2].array(start, stop - start)
         vectors[:] = wanted[start:stop]
@@ -194,7 +194,7 @@ def test_rows_that_lie_anywhere_are_written_too(rows_in_place, tmp_path):
 
 def test_an_error_of_the_disk_past_the_cache_is_told(rows_in_place, monkeypatch):
     _, rows = rows_in_place
-    vectors = Room(rows).array(0, 20_000)
+    vectors = PageAlignedRows(rows).array(0, 20_000)
 
     def full(file, data, at):
         raise OSError(errno.ENOSPC, "full")
