@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from numpy.typing import NDArray
 
 from headrace.config import EmbedConfig
 from headrace.contract import TOKENIZER_FILE
-from headrace.errors import HeadraceError
+from headrace.errors import HeadraceError, UsageError
 from headrace.inputs import find_inputs
 from headrace.pipeline import choose_prompt
 from headrace.records import parse
@@ -75,6 +76,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
         RuntimeError: a child process failed.
         HeadraceError: the model cannot be built or served, or the input cannot be read.
     """
+    check_options(options)
     path = options.input
     if path is None:
         path = folder / "texts.jsonl.zst"
@@ -85,7 +87,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
     entry = build(
         options.model, repository=folder / "models", engine=options.encoder, precision="fp16"
     )
-    result = Result(settings(options), read_source(path, entry, folder))
+    result = Result(settings(options), read_source(path, entry, folder, options))
     say("tokenizers: trying chunk sizes " + ", ".join(map(str, CHUNKS)))
     for name in ALONE:
         rates = _alone(result.source, entry, name, CHUNKS, SEARCH_ROWS)
@@ -135,22 +137,43 @@ def write_corpus(rows: int, path: Path) -> None:
             file.write(line.encode())
 
 
-def read_source(path: Path, entry: Entry, folder: Path) -> Source:
+def check_options(options: argparse.Namespace) -> None:
+    """Checks, before anything is started, what can be checked.
+
+    Raises:
+        UsageError: the input, the JSON file or the feeders cannot be what they are to be.
+    """
+    if str(options.input) == "-":
+        raise UsageError("--input -: the input is read several times; name a file")
+    if options.json is not None:
+        if not options.json.absolute().parent.is_dir() or options.json.is_dir():
+            raise UsageError(f"--json {options.json} is not a file in a folder that exists")
+        read = [] if options.input is None else find_inputs([str(options.input)], format="text")
+        if options.json.resolve() in {Path(item.path).resolve() for item in read}:
+            raise UsageError(f"--json {options.json} is the input; name another file")
+    if options.feeders != "auto" and not options.feeders.isdigit():
+        raise UsageError(f"--feeders {options.feeders}: auto or a number")
+    _config(options, Path("out.npy"))
+
+
+def read_source(path: Path, entry: Entry, folder: Path, options: argparse.Namespace) -> Source:
     """Reads the input twice: to count its rows, and to take a sample of them.
 
     Raises:
         HeadraceError: it cannot be read.
-        RuntimeError: it has no rows.
+        RuntimeError: it has no rows, or bad ones.
     """
-    hashes = [np.array([hash(text) for text in texts.to_pylist()]) for texts in _texts(path)]
+    config = replace(
+        _config(options, folder / "out.npy"), inputs=(str(path),), model=entry.contract.name
+    )
+    hashes = [np.array([hash(text) for text in texts.to_pylist()]) for texts in _texts(config)]
     rows = sum(map(len, hashes))
     if not rows:
         raise RuntimeError(f"{path} has no rows")
     contract = entry.contract
-    config = EmbedConfig(inputs=(str(path),), output=folder / "out.npy", model=contract.name)
     prompt = choose_prompt(config, contract)[0]
     sample = even_rows(rows, ALONE_ROWS)
-    texts = [prompt + text for text in _taken(path, sample)]
+    texts = [prompt + text for text in _taken(config, sample)]
     alone = folder / "texts.arrow"
     table = pa.table({"text": pa.array(texts, pa.large_string())})
     with pa.OSFile(str(alone), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
@@ -224,6 +247,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "tokenizers alone. Exit codes: 0 measured, 1 an output is wrong, 2 not measured.",
     )
     parser.add_argument("--input", type=Path, help="any input of headrace; without, docstrings")
+    parser.add_argument("--text-field", default="text", help="as of headrace embed")
+    parser.add_argument(
+        "--format", choices=["auto", "jsonl", "text", "parquet"], default="auto", help="likewise"
+    )
     parser.add_argument("--encoder", choices=["null"], default="null")
     parser.add_argument(
         "--rows", type=positive, default=120_000, help="rows to write where there is no --input"
@@ -254,18 +281,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _texts(path: Path) -> Iterator[pa.Array]:
+def _config(options: argparse.Namespace, output: Path) -> EmbedConfig:
+    return EmbedConfig(
+        inputs=(str(options.input),),
+        output=output,
+        model=options.model,
+        text_field=options.text_field,
+        format=options.format,
+        feeders=options.feeders if options.feeders == "auto" else int(options.feeders),
+    )
+
+
+def _texts(config: EmbedConfig) -> Iterator[pa.Array]:
+    """Yields the texts of the input; a bad row would make another benchmark of it.
+
+    Raises:
+        RuntimeError: a row is bad.
+    """
     blocks = read_blocks(
-        find_inputs([str(path)]), columns=["text"], block_bytes=4 << 20, block_rows=1 << 14
+        find_inputs(config.inputs, format=config.format),
+        columns=[config.text_field],
+        block_bytes=4 << 20,
+        block_rows=1 << 14,
     )
     for block in blocks:
-        yield parse(block, text_field="text", id_field=None, id_type="string").texts
+        found = parse(block, text_field=config.text_field, id_field=None, id_type="string")
+        for bad in found.bad:
+            row = block.first_line + bad.row
+            place = f"row {row}" if bad.line is None else f"line {bad.line}"
+            raise RuntimeError(
+                f"{block.file}, {place}: {bad.reason}; measure a file without bad rows"
+            )
+        yield found.texts
 
 
-def _taken(path: Path, rows: NDArray[np.int64]) -> Iterator[str]:
+def _taken(config: EmbedConfig, rows: NDArray[np.int64]) -> Iterator[str]:
     """Yields the texts of ``rows``, ascending row numbers."""
     first = 0
-    for texts in _texts(path):
+    for texts in _texts(config):
         inside = rows[np.searchsorted(rows, first) : np.searchsorted(rows, first + len(texts))]
         yield from texts.take(pa.array(inside - first)).to_pylist()
         first += len(texts)
@@ -288,6 +341,7 @@ def _embed(
         *("--model", entry.contract.name, "--engine", options.encoder),
         *("--server", server.endpoints.grpc, "--repository", str(entry.folder.parent)),
         *("--word-cache", "keep", "--feeders", options.feeders, "--dtype", options.dtype),
+        *("--text-field", options.text_field, "--format", options.format),
         *("--report", str(report), "--quiet"),
     ]
     pids = family(server.pid)

@@ -128,12 +128,20 @@ def run(config: EmbedConfig, *, alone: bool = False) -> tuple[Report, DamagedInp
     inputs = find_inputs(config.inputs, format=config.format)
     _check_not_an_input(config, inputs)
     counters = Counters()
-    with _model(config, counters) as (connection, tokenizer):
-        report, damage = run_pipeline(
-            config, connection, tokenizer, inputs, counters=counters, alone=alone
-        )
-    if config.report is not None:
-        report.write(config.report)
+    complete = False
+    try:
+        with _model(config, counters) as (connection, tokenizer):
+            report, damage = run_pipeline(
+                config, connection, tokenizer, inputs, counters=counters, alone=alone
+            )
+            complete = True
+            # While the server is still there: whatever happens when it goes, this is done.
+            if config.report is not None:
+                report.write(config.report)
+    except KeyboardInterrupt as error:
+        if complete:
+            error.add_note(f"{config.output} is complete")
+        raise
     return report, damage
 
 

@@ -14,7 +14,7 @@ from headrace.tokens import Tokens
 
 MOST_PADDING = 0.045  # of a block, beside what the rounding adds; a run is to stay below 5 %
 # What a batch may cost beside its tokens, in parts of the token budget: first and at last.
-_OVERHEADS = (32, 1024)
+_OVERHEADS = (32, 16384)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ def plan_batches(
     at most ``token_budget`` padded tokens (but always one row), and is padded to its own longest
     row, rounded up to ``pad_multiple``. Among all ways to cut, it is the one with the fewest
     padded tokens and batches, where a batch counts as a 32nd of the budget, or as less, down to a
-    1,024th, where more than :data:`MOST_PADDING` would be padding. The same lengths always give
+    16,384th, where more than :data:`MOST_PADDING` would be padding. The same lengths always give
     the same batches.
 
     Args:
@@ -120,7 +120,7 @@ def _cuts(lengths: NDArray[np.int64], contract: Contract) -> list[int]:
         > least
         and overhead > fewest
     ):
-        overhead = max(fewest, overhead * 7 // 8)
+        overhead = max(fewest, overhead * 3 // 4)
     cuts, stop = [], len(padded)
     while stop:
         stop = int(starts[stop - 1])

@@ -336,10 +336,10 @@ def _exits() -> Iterator[None]:
         _say(f"headrace: error: {error}")
         raise typer.Exit(error.exit_code) from error
     except Terminated as error:
-        _say(f"headrace: terminated by {signal.Signals(error.number).name}")
+        _say(_with_notes(f"headrace: terminated by {signal.Signals(error.number).name}", error))
         raise typer.Exit(128 + error.number) from error
     except KeyboardInterrupt as error:
-        _say("headrace: interrupted")
+        _say(_with_notes("headrace: interrupted", error))
         raise typer.Exit(128 + signal.SIGINT) from error
     except OSError as error:
         # What the stages meet they explain themselves; this is our own standard output.
@@ -361,6 +361,10 @@ def _launcher() -> Iterator[None]:
 def _terminate(number: int, frame: FrameType | None) -> None:
     del frame
     raise Terminated(number)
+
+
+def _with_notes(line: str, error: BaseException) -> str:
+    return "; ".join([line, *getattr(error, "__notes__", [])])
 
 
 def _say(line: str) -> None:

@@ -126,6 +126,7 @@ def run(
         stage_cpu_seconds=dict(counters.cpu_seconds),
         cpu_seconds=cpu_seconds,
         feeders=feeders,
+        feeder_deaths=way.feeder_deaths,
         word_cache=way.word_cache,
         **asdict(counters.tokenized),
         model=contract.name,
@@ -244,6 +245,7 @@ class _Inline:
     """Everything in this process."""
 
     feeders_cpu_seconds = 0.0
+    feeder_deaths = 0
 
     def __init__(self, job: _Job) -> None:
         self._job = job
@@ -287,6 +289,7 @@ class _Pooled:
     def __init__(self, job: _Job, feeders: int, output: Output) -> None:
         self._job = job
         self.feeders_cpu_seconds = 0.0
+        self.feeder_deaths = 0
         connection, config = job.connection, job.config
         setup = Setup(
             config=config,
@@ -315,8 +318,11 @@ class _Pooled:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.__exit__()
-        if self._pool.deaths:
+        try:
+            self._pool.__exit__()
+        finally:
+            self.feeder_deaths = self._pool.deaths
+            # What a feeder leaves that was killed, by others or by the pool in the end.
             with suppress(MachineError):
                 sweep(self._job.connection.client)
 

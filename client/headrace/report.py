@@ -31,6 +31,7 @@ class Report:
         cpu_seconds: processor time of all processes of the client during ``seconds``, threads of
             libraries included; the server's is not.
         feeders: processes that tokenized and fed the server; 0 is this one.
+        feeder_deaths: feeder processes that died and whose blocks others did.
         word_cache: how words were remembered, or why not.
         words: words that the tokenizer's cache was asked for.
         new_words: words among them that it did not know.
@@ -67,6 +68,7 @@ class Report:
     stage_cpu_seconds: dict[str, float]
     cpu_seconds: float
     feeders: int
+    feeder_deaths: int
     word_cache: str
     words: int
     new_words: int
@@ -120,7 +122,9 @@ class Report:
             f"  time: {stages}",
             f"  words {self.words:,}, new {self.new_words:,} ({self.word_cache}) · rows tokenized "
             f"plainly {self.plain_rows:,} · checked {self.checked_rows:,}",
-            f"  feeders {self.feeders} · processor time {self.cpu_seconds:.2f}s",
+            f"  feeders {self.feeders}"
+            + (f" ({self.feeder_deaths} died and were replaced)" if self.feeder_deaths else "")
+            + f" · processor time {self.cpu_seconds:.2f}s",
             f"  model {self.model_id} · {self.precision} · {self.engine}",
             f"  transport {self.transport} ({self.transport_reason}) · server {self.server}",
         ]

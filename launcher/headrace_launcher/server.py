@@ -137,12 +137,15 @@ class Server:
 
     def stop(self) -> None:
         """Ends the server, gently first, and removes what it may have left; idempotent."""
-        self._end_process()
-        for region in SHM.glob(f"{self._shm_prefix}*"):
-            region.unlink(missing_ok=True)
-        if self._scratch is not None:
-            shutil.rmtree(self._scratch, ignore_errors=True)  # of the link, not what it leads to
-        self._log.close()
+        try:
+            self._end_process()
+        finally:  # also when a Ctrl-C cuts that short
+            for region in SHM.glob(f"{self._shm_prefix}*"):
+                region.unlink(missing_ok=True)
+            if self._scratch is not None:
+                # Of the link to the repository, not what it leads to.
+                shutil.rmtree(self._scratch, ignore_errors=True)
+            self._log.close()
 
     def obituary(self) -> str | None:
         """Returns why the server has died, or None if it lives (or died of our own will)."""

@@ -191,3 +191,33 @@ def test_the_table_and_the_json_say_the_same(source):
     shown = show(result)
     assert "6.00 [6.00..6.00]" in shown
     assert "REPEATED" not in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--json", "{folder}/no/x.json"], "is not a file in a folder that exists"),
+        (["--input", "{folder}/in.txt", "--json", "{folder}/in.txt"], "is the input; name another"),
+        (["--input", "-"], "name a file"),
+        (["--feeders", "x"], "auto or a number"),
+        (["--feeders", "99"], "at most 64"),
+        (["--input", "{folder}/bad.jsonl"], "bad.jsonl, line 2: no field 'text'"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_at_the_start(tmp_path, capsys, options, said):
+    (tmp_path / "in.txt").write_text("a\n")
+    (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"body": "b"}\n')
+    words = ["--model", MODEL, *(word.format(folder=tmp_path) for word in options)]
+    assert feed.main(words) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "repetition" not in error
+    assert (tmp_path / "in.txt").read_text() == "a\n"
+
+
+@pytest.mark.server
+def test_another_field_is_measured(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(json.dumps({"body": f"text {i}"}) + "\n" for i in range(50)))
+    code, result = run(tmp_path, "--input", path, "--text-field", "body", "--format", "jsonl")
+    assert (code, result["rows"]) == (0, 50)

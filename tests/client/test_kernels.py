@@ -12,7 +12,7 @@ import pytest
 from client.trained import SENTENCES, trained
 from headrace.batcher import compile_loops
 from headrace.blocks import Block
-from headrace.kernels import batches, lines, words
+from headrace.kernels import batches, compiled, lines, words
 from headrace.records import parse
 from headrace.tokenizer import TextTokenizer
 
@@ -22,7 +22,7 @@ CLIENT = Path(__file__).parent
 def loops():
     return {
         name: value
-        for module in (batches, lines, words)
+        for module in (batches, compiled, lines, words)
         for name, value in vars(module).items()
         if isinstance(value, numba.core.dispatcher.Dispatcher) and not name.startswith("_")
     }
@@ -56,7 +56,7 @@ def test_every_loop_is_compiled_for_one_kind_of_arrays(tmp_path, writable):
             bytes_done=0,
         )
         parse(block, text_field="text", id_field=None, id_type="string")
-    assert len(loops()) >= 9
+    assert len(loops()) == 11
     for name, loop in loops().items():
         assert len(loop.signatures) == 1, name
 
@@ -84,8 +84,60 @@ def test_where_nothing_can_be_kept_everything_works(tmp_path):
         "caching.CacheImpl._locator_classes = []\n"
         "from headrace.batcher import compile_loops\n"
         "compile_loops()\n"
+        "from headrace.kernels import batches, compiled\n"
+        "assert not compiled.is_kept(batches.fill_batch)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def damage_index(folder):
+    for path in folder.rglob("*.nbi"):
+        path.write_bytes(b"")
+
+
+def damage_data(folder):
+    for path in folder.rglob("*.nbc"):
+        path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.parametrize("damage", [damage_index, damage_data])
+def test_a_damaged_cache_is_made_anew(tmp_path, damage):
+    script = (
+        "from headrace.kernels import batches, compiled\n"
+        "from headrace.batcher import compile_loops\n"
+        "compile_loops()\n"
+        "assert compiled.is_kept(batches.fill_batch)\n"
+        "print(sum(batches.fill_batch.stats.cache_hits.values()))\n"
+    )
+
+    def run():
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return int(done.stdout)
+
+    assert [run(), run()] == [0, 1]
+    damage(tmp_path)
+    assert [run(), run()] == [0, 1]
+
+
+def test_a_cache_that_cannot_be_written_is_none(tmp_path):
+    (tmp_path / "file").write_text("")
+    script = "from headrace.batcher import compile_loops; compile_loops()"
+    script = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); " + script
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "folder")},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -379,3 +379,50 @@ def test_parquet(kind):
         (2, None, "invalid UTF-8 at byte 1"),
         (3, None, "invalid UTF-8 at byte 1"),
     ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"n": 01, "text": "a"}',
+        b'{"n": -, "text": "a"}',
+        b'{"n": 1., "text": "a"}',
+        b'{"a\tb": 1, "text": "a"}',
+        b'{"text": "a long text with a \x01 in its middle, beyond eight bytes"}',
+        b'{"text": "\\udc00 low alone"}',
+        b'{"text": "\\ud800\\ud800"}',
+        b'{"text": "\\u12g4"}',
+        b'{"text": "a" "b"}',
+        b'{"text": "a",}',
+        b'{"text": "a"} x}',
+        b'{"text": "a", "text": "b"}',
+        b'{"text": tru}',
+    ],
+)
+def test_what_is_not_flat_or_not_valid_is_left_to_others(line):
+    """The compiled reader takes nothing of it; what then becomes of it others decide."""
+    good = b'{"id": -1.5e+3, "text": "good"}'
+    reader = jsonlines.JsonReader(
+        block_of(good + b"\n" + line + b"\n"), "text", None, string_ids=False
+    )
+    assert reader._read_flat(0).to_pylist() == ["good"]
+
+
+ESCAPES = ["\\", "\\u00e9", "\\ud83d\\ude00", "\\udc00", "\\n", "\\x"]
+SIGNS = ['"', "\x01", "\t", " ", ",", ":", "{", "}", "[", "]", "\r"]
+VALUES = ["0", "01", "-", "1e5", "2.", "true", "null"]
+TEXT = ["é", "😀", "text", "a", "eight bytes and more of plain text "]
+PIECES = st.sampled_from(
+    ['{"text": "', '"}', '"text": "a"', '"id": ', *ESCAPES, *SIGNS, *VALUES, *TEXT]
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(pieces=st.lists(PIECES, max_size=9), closed=st.booleans())
+def test_what_is_read_as_flat_is_what_python_reads(pieces, closed):
+    line = '{"text": "' + "".join(pieces) + ('"}' if closed else "")
+    reader = jsonlines.JsonReader(block_of(line.encode()), "text", None, string_ids=False)
+    found = reader._read_flat(0).to_pylist()
+    if found:
+        value = json.loads(line, parse_constant=pytest.fail)
+        assert found == [value["text"]]

@@ -256,3 +256,25 @@ def test_parts_are_those_of_the_pattern(words, spaces, kind):
     expected_parts = [PARTS[kind].findall(word) for word in words]
     edges = first.tolist()
     assert [parts[start:stop] for start, stop in pairwise(edges)] == expected_parts
+
+
+def test_one_block_does_not_hold_more_words_than_the_cache():
+    cache = make("bert", max_words=50)
+    texts = [" ".join(f"w{row}x{word}" for word in range(40)) for row in range(30)]
+    assert rows_of(cache.encode(pa.array(texts))) == expected("bert", texts)
+    assert len(cache._table) <= 50
+    assert len(cache._table.arrays.slots) == 1 << 16
+    assert rows_of(cache.encode(pa.array(texts))) == expected("bert", texts)
+
+
+def test_words_in_use_stay_where_the_same_ones_are_taken_over():
+    one, other = make("bert", max_words=8), make("bert")
+    hot = ["hot words here"]
+    one.encode(pa.array(["cold a b"]))
+    one.encode(pa.array(hot))
+    other.encode(pa.array(hot))
+    one.adopt(other.new_words())
+    one.encode(pa.array(["c d"]))
+    kept = {word.decode() for word in one._table.words(np.arange(len(one._table))).to_pylist()}
+    assert {"hot", " words", " here"} <= kept
+    assert "cold" not in kept

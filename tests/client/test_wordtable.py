@@ -104,3 +104,18 @@ def test_bytes_are_read_eight_at_a_time():
     assert lanes[0] == int.from_bytes(bytes(range(1, 9)), "little")
     assert lanes[10] == 11
     assert lanes[11] == lanes[18] == 0
+
+
+def test_a_full_table_knows_what_it_has_and_takes_nothing_more():
+    table = WordTable()
+    column = raw_bytes(pa.array([b"a", b"b", b"a", b"c", b"b", b"d"], pa.binary()))
+    assert table.number(*column, most=2).tolist() == [0, 1, 0, UNFIT, 1, UNFIT]
+    assert len(table) == 2
+    assert table.number(*column, most=3).tolist() == [0, 1, 0, 2, 1, UNFIT]
+
+
+def test_a_word_that_was_met_late_was_not_met_early():
+    table = WordTable()
+    number(table, [b"a", b"b"], 5)
+    number(table, [b"a", b"c"], 0)
+    assert table.met().tolist() == [5, 5, 0]

@@ -193,3 +193,20 @@ def test_any_folder_will_do_and_nothing_of_it_is_run(repository, tmp_path, monke
         assert (scratch / "models" / NULL).is_dir()
     assert not scratch.exists()
     assert (repository / NULL).is_dir()
+
+
+def test_an_interrupt_while_it_stops_leaves_nothing_either(repository, monkeypatch):
+    server = Server(triton.find_triton(), repository, [NULL], drain=True)
+    server.__enter__()
+    process, scratch, wait = server._process, server._scratch, subprocess.Popen.wait
+
+    def interrupted(self, *rest, **more):
+        monkeypatch.setattr(subprocess.Popen, "wait", wait)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        server.stop()
+    assert process.poll() is not None
+    assert not list(SHM.glob(f"{server._shm_prefix}*"))
+    assert not Path(scratch).exists()

@@ -32,3 +32,14 @@ def test_nothing_of_one_request_is_left_in_the_next(dimension, dtype):
             want = as_halves(want)
         np.testing.assert_array_equal(vectors, want)
     engine.close()
+
+
+@pytest.mark.parametrize(("vocabulary", "length"), [(40, 3), (100, 16), (256, 128)])
+def test_a_small_vocabulary_is_summed_up_as_well(vocabulary, length):
+    settings = {"dimension": 8, "dtype": "float32", "vocab_size": vocabulary}
+    settings["buckets"] = [{"max_length": length, "max_batch": 2}]
+    engine = hosted_model(HOSTED_MODEL).NullEngine(settings)
+    ids = np.full((2, length), vocabulary - 1, np.int32)
+    answers = []
+    engine.submit(ids, np.ones_like(ids), lambda *answer: answers.append(answer))
+    np.testing.assert_array_equal(answers[0][0], vectors_of(ids, np.ones_like(ids), 8))

@@ -157,15 +157,16 @@ def sweep(client: triton.InferenceServerClient | None = None) -> None:
     Only regions of this machine and PID namespace whose process is dead are touched.
     """
     leftovers = {path.name for path in SHM.glob(f"{_PREFIX}-*") if _is_leftover(path.name)}
-    if client is not None:
-        with server_errors("the server's shared memory cannot be listed"):
-            status = client.get_system_shared_memory_status()
-        registered = [name for name in status.regions if _is_leftover(name)]
-        for name in registered:
-            with server_errors(f"shared memory {name} cannot be unregistered"):
-                client.unregister_system_shared_memory(name)
-    for name in leftovers:
-        (SHM / name).unlink(missing_ok=True)
+    try:
+        if client is not None:
+            with server_errors("the server's shared memory cannot be listed"):
+                status = client.get_system_shared_memory_status()
+            for name in filter(_is_leftover, status.regions):
+                with server_errors(f"shared memory {name} cannot be unregistered"):
+                    client.unregister_system_shared_memory(name)
+    finally:  # also where the server is gone
+        for name in leftovers:
+            (SHM / name).unlink(missing_ok=True)
 
 
 def _is_leftover(name: str) -> bool:
