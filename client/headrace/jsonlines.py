@@ -1,8 +1,8 @@
 """JSONL records, fast where that is provably right and line by line where it is not.
 
-The fastest way is a compiled loop (:func:`headrace.kernels.lines.read_texts`) that takes a line at a
-time and reads of it only what RFC 8259 allows: one object of strings, numbers and literals, with
-the text's key once. It stops at the first line that is anything else, and other ways go on there.
+The fastest way is a compiled loop (:func:`headrace.kernels.lines.read_texts`) that takes a line
+at a time and reads of it only what RFC 8259 allows: one object of strings, numbers and literals,
+with the text's key once. It stops at the first line that is anything else; others go on there.
 
 The next one is ``pyarrow.json``, which reads a stream of objects and knows no lines. Its row i is
 line i of n lines if each of them starts with ``{`` and ends with ``}`` and it finds n rows:
