@@ -17,9 +17,10 @@ from headrace.handover import Progress, Ready, Setup, Work
 from headrace.progress import Counters
 
 # A block's arrays are as large as those of the block before: memory that was given back to the
-# system in between would have to be asked for, page by page, again.
+# system in between would have to be asked for, page by page, again. And large pages are fewer.
 _ENVIRONMENT = {
     "ARROW_DEFAULT_MEMORY_POOL": "system",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(64 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(512 << 20),
