@@ -39,7 +39,7 @@ from headrace.progress import Counters, ProgressLine
 from headrace.reading import Reading
 from headrace.report import Report
 from headrace.tokenizer import TextTokenizer
-from headrace.transport import Connection, sweep
+from headrace.transport import Connection, leftovers, sweep
 
 SMALL_BYTES = 2 << 20  # of input as stored: less is done before another process is up
 FEEDERS_AUTO_MAX = 16
@@ -323,8 +323,9 @@ class _Pooled:
         finally:
             self.feeder_deaths = self._pool.deaths
             # What a feeder leaves that was killed, by others or by the pool in the end.
-            with suppress(MachineError):
-                sweep(self._job.connection.client)
+            if leftovers():
+                with suppress(MachineError):
+                    sweep(self._job.connection.client)
 
     def embedded(self, reading: Reading, progress: Callable[[], None]) -> Iterator[Embedded]:
         yield from self._pool.run(reading, progress)

@@ -5,6 +5,6 @@
 
 from headrace.transport.base import Slot, Transport
 from headrace.transport.connect import Connection, connect
-from headrace.transport.system import sweep
+from headrace.transport.system import leftovers, sweep
 
-__all__ = ["Connection", "Slot", "Transport", "connect", "sweep"]
+__all__ = ["Connection", "Slot", "Transport", "connect", "leftovers", "sweep"]

@@ -26,6 +26,7 @@ from headrace.transport.base import Slot, SlotSize, Transport, server_errors, wr
 SHM = Path("/dev/shm")  # noqa: S108 -- where Linux keeps POSIX shared memory
 _PREFIX = "headrace"
 _ALIGNMENT = 64
+TIDY_SECONDS = 10.0  # for a server that may hang: what it is told here is no more than tidy
 
 
 class SystemTransport(Transport):
@@ -108,7 +109,9 @@ class SystemTransport(Transport):
             return
         # Where the server is gone, its registration is too.
         with suppress(triton.InferenceServerException):
-            self._client.unregister_system_shared_memory(self._region.name)
+            self._client.unregister_system_shared_memory(
+                self._region.name, client_timeout=TIDY_SECONDS
+            )
         self._region.remove()
 
 
@@ -156,17 +159,22 @@ def sweep(client: triton.InferenceServerClient | None = None) -> None:
 
     Only regions of this machine and PID namespace whose process is dead are touched.
     """
-    leftovers = {path.name for path in SHM.glob(f"{_PREFIX}-*") if _is_leftover(path.name)}
+    found = leftovers()
     try:
         if client is not None:
             with server_errors("the server's shared memory cannot be listed"):
-                status = client.get_system_shared_memory_status()
+                status = client.get_system_shared_memory_status(client_timeout=TIDY_SECONDS)
             for name in filter(_is_leftover, status.regions):
                 with server_errors(f"shared memory {name} cannot be unregistered"):
-                    client.unregister_system_shared_memory(name)
+                    client.unregister_system_shared_memory(name, client_timeout=TIDY_SECONDS)
     finally:  # also where the server is gone
-        for name in leftovers:
+        for name in found:
             (SHM / name).unlink(missing_ok=True)
+
+
+def leftovers() -> list[str]:
+    """Returns the names of the regions here of headrace processes that are gone."""
+    return [path.name for path in SHM.glob(f"{_PREFIX}-*") if _is_leftover(path.name)]
 
 
 def _is_leftover(name: str) -> bool:
