@@ -307,10 +307,8 @@ def _texts(config: EmbedConfig) -> Iterator[pa.Array]:
     for block in blocks:
         found = parse(block, text_field=config.text_field, id_field=None, id_type="string")
         for bad in found.bad:
-            row = block.first_line + bad.row
-            place = f"row {row}" if bad.line is None else f"line {bad.line}"
             raise RuntimeError(
-                f"{block.file}, {place}: {bad.reason}; measure a file without bad rows"
+                f"{block.place_of(bad)}: {bad.reason}; measure a file without bad rows"
             )
         yield found.texts
 

@@ -49,6 +49,12 @@ class Block:
     rows: int
     bytes_done: int
 
+    def place_of(self, bad: BadRow) -> str:
+        """Returns where one of the block's bad rows stands: file and line, or row."""
+        if bad.line is None:
+            return f"{self.file}, row {self.first_line + bad.row}"
+        return f"{self.file}, line {bad.line}"
+
 
 @dataclass(frozen=True, slots=True)
 class IdColumn:

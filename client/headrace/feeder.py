@@ -159,10 +159,8 @@ class Feeder:
             )
         if records.bad and self._config.on_error == "fail":
             bad = records.bad[0]
-            row = block.first_line + bad.row
-            place = f"row {row}" if bad.line is None else f"line {bad.line}"
             raise BadRowError(
-                f"{block.file}, {place}: {bad.reason}; mend it, or pass --on-error null or skip"
+                f"{block.place_of(bad)}: {bad.reason}; mend it, or pass --on-error null or skip"
             )
         with self._counters.timed("tokenize"):
             tokens = self._tokenizer.encode(records.texts)

@@ -150,7 +150,6 @@ class _Process:
             try:
                 for embedded in self._feeder.run(ahead, self._progress, self._settle):
                     self._hand_over(embedded)
-                self._settle()
             except _Stopped:
                 return
             if self._bad_row is not None:

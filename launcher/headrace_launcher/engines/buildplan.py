@@ -1,8 +1,7 @@
 """Builds a TensorRT plan from an ONNX file; runs in a process of its own.
 
 A build takes minutes and all of a GPU's memory, and a fault in it must not take the launcher along.
-It needs the TensorRT library and Python alone, so that the command that
-:mod:`headrace_launcher.engines.tensorrt` leaves beside each plan repeats the build anywhere.
+:mod:`headrace_launcher.engines.tensorrt` starts it and leaves the command beside each plan.
 Works with TensorRT 10.13 to 11 and with TensorRT for RTX: types come from the graph alone, which is
 strongly typed.
 """
@@ -75,19 +74,12 @@ def build(trt: Any, options: argparse.Namespace) -> bytes:
             profile.set_shape(name, least, best, most)
         if config.add_optimization_profile(profile) < 0:
             raise RuntimeError(f"the profile {least}, {best}, {most} was refused")
-    timing = None
-    if options.timing_cache is not None and hasattr(config, "create_timing_cache"):
-        kept = options.timing_cache.read_bytes() if options.timing_cache.exists() else b""
-        timing = config.create_timing_cache(kept) or config.create_timing_cache(b"")
-        config.set_timing_cache(timing, False)
     if hasattr(config, "progress_monitor"):
         monitor = _monitor(trt)
         config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise RuntimeError("the build failed")
-    if timing is not None and (fresh := config.get_timing_cache()) is not None:
-        options.timing_cache.write_bytes(bytes(fresh.serialize()))
     return bytes(plan)
 
 
@@ -108,7 +100,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--plan", type=Path, required=True, help="the file to write")
     parser.add_argument("--profiles", required=True, help="JSON: [[least, best, most shape]...]")
     parser.add_argument("--layers", type=Path, help="where to put the inspector's layer list")
-    parser.add_argument("--timing-cache", type=Path, help="read, and written again")
     parser.add_argument("--capability", help="compute capability of a GPU that is not here: 8.9")
     options = parser.parse_args(arguments)
     trt = load(options.library)

@@ -62,11 +62,6 @@ def version(engine: str) -> str:
         ) from error
 
 
-def resolve_precision(wanted: str) -> str:
-    """Returns ``fp16``, ``bf16`` or ``fp32``: what was asked for, or fp16 for ``auto``."""
-    return "fp16" if wanted == "auto" else wanted
-
-
 def profiles(contract: Contract) -> list[Profile]:
     """Returns one profile a bucket: disjoint ranges of lengths, best for a full batch.
 
@@ -92,7 +87,6 @@ def convert(
     contract: Contract,
     *,
     capability: str = "",
-    timing_cache: Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Builds ``model.plan`` in ``folder`` in a child process, with its makings beside it.
@@ -103,7 +97,6 @@ def convert(
         contract: the model's settings.
         capability: compute capability of the GPU to build for, as ``8.9``; "" for the one here.
             Only TensorRT for RTX builds for another one.
-        timing_cache: what earlier builds have measured; read, and written again.
         progress: called with a line for people now and then.
 
     Returns:
@@ -132,15 +125,17 @@ def convert(
     }
     if capability:
         options["--capability"] = capability
-    if timing_cache is not None:
-        options["--timing-cache"] = str(timing_cache.absolute())
     words = [word for pair in options.items() for word in pair]
     command = ["-m", buildplan.__name__, *words]
     (folder / COMMAND_FILE).write_text(
         f"#!/bin/sh\n# Repeats this build with {contract.engine} {contract.engine_version}; run it "
         f"in this folder.\nexec python {shlex.join(command)}\n"
     )
-    return _run(command, folder, contract.engine, progress)
+    found = _run(command, folder, contract.engine, progress)
+    if (folder / LAYERS_FILE).exists():  # a GPU could load the plan
+        for name in unfused(json.loads((folder / LAYERS_FILE).read_text())):
+            progress(f"{contract.engine}: attention was not fused: {name}")
+    return found
 
 
 def unfused(layers: Any) -> list[str]:

@@ -187,3 +187,17 @@ def test_attention_that_was_not_fused_is_found_in_the_layers():
     assert tensorrt.unfused({"Layers": apart}) == ["__myl_AddSoftmax_2", "softmax_7"]
     assert tensorrt.unfused({"Layers": ["a", "Softmax b"]}) == ["Softmax b"]
     assert tensorrt.unfused(json.loads('{"Layers": []}')) == []
+
+
+def test_attention_that_was_not_fused_is_told(make_contract, tmp_path, monkeypatch):
+    def run(command, folder, engine, progress):
+        (folder / "layers.json").write_text('{"Layers": ["gemm", "softmax_3"]}')
+        return {"layers": 2}
+
+    monkeypatch.setattr(tensorrt, "_run", run)
+    (tmp_path / "scratch.onnx").write_bytes(b"")
+    said = []
+    contract = make_contract(engine="tensorrt")
+    found = tensorrt.convert(tmp_path / "scratch.onnx", tmp_path, contract, progress=said.append)
+    assert found == {"layers": 2}
+    assert said == ["tensorrt: attention was not fused: softmax_3"]
