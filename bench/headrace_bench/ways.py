@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +28,9 @@ from headrace.tokenizer import TextTokenizer
 from headrace.tokens import Tokens
 from headrace_bench import corpus
 from headrace_launcher.build import Entry
+from headrace_launcher.hosted.cpu import OpenVinoEngine
 from headrace_launcher.models import find_model
-from headrace_launcher.repository import HOSTED_MODEL, VERSION_FOLDER
+from headrace_launcher.repository import VERSION_FOLDER
 
 BATCH_SIZES = (8, 16, 32, 64, 128)
 SEARCH_ROWS = 500
@@ -205,7 +205,6 @@ class EngineWay:
     def __init__(self, workload: Workload, entry: Entry) -> None:
         self._workload = workload
         self._version = entry.folder / VERSION_FOLDER
-        self._hosted = hosted_model(self._version / HOSTED_MODEL.name)
         self.rates: list[float] = []
         self.vectors = np.empty((len(workload.texts), entry.contract.dimension), np.float32)
 
@@ -218,9 +217,7 @@ class EngineWay:
         Raises:
             Exception: whatever the engine raised.
         """
-        engine = self._hosted.OpenVinoEngine(
-            self._version, {"precision": self._workload.contract.precision}
-        )
+        engine = OpenVinoEngine(self._version, {"precision": self._workload.contract.precision})
         errors: list[Exception] = []
         start = time.perf_counter()
         for batch in self._workload.batches:
@@ -241,31 +238,6 @@ class EngineWay:
                 self.vectors[batch.rows] = vectors
 
         return answer
-
-
-def hosted_model(path: Path) -> Any:
-    """Imports the file that Triton runs, so that its engine class is measured and not a copy.
-
-    The file imports ``triton_python_backend_utils``, which exists only inside Triton; an empty
-    module stands in for it here, for the engine classes do not use it.
-
-    Args:
-        path: the entry's ``model.py``.
-    """
-    stand_in = "triton_python_backend_utils"
-    spec = importlib.util.spec_from_file_location("headrace_bench_hosted", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    kept = sys.modules.get(stand_in)
-    sys.modules[stand_in] = types.ModuleType(stand_in)
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        del sys.modules[stand_in]
-        if kept is not None:
-            sys.modules[stand_in] = kept
-    return module
 
 
 def evenly(texts: list[str], rows: int) -> list[str]:

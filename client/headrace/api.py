@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
@@ -30,7 +30,7 @@ from headrace.errors import (
 )
 from headrace.inputs import Input, find_inputs
 from headrace.pipeline import run as run_pipeline
-from headrace.progress import Counters
+from headrace.progress import Counters, ProgressLine
 from headrace.report import Report
 from headrace.sinks import check_output, errors_path
 from headrace.transport import Connection, connect
@@ -211,7 +211,8 @@ def _local_model(config: EmbedConfig, counters: Counters) -> Iterator[tuple[Conn
             f"to start a server of its own headrace needs {error.name}, which is not installed; "
             f"pip install 'headrace[launcher,cpu]', or name a running server with --server"
         ) from error
-    with counters.timed("build"):
+    line = ProgressLine(None, quiet=config.quiet)
+    with counters.timed("build"), closing(line):
         entry = build(
             config.model,
             repository=config.repository,
@@ -219,6 +220,8 @@ def _local_model(config: EmbedConfig, counters: Counters) -> Iterator[tuple[Conn
             engine=config.engine,
             truncate_dim=config.truncate_dim,
             normalize=config.normalize,
+            progress=line.step,
+            notice=line.notice,
         )
     start = time.perf_counter()
     # The server has no other client, so there is nothing to drain when the run is over.

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -33,7 +33,9 @@ from headrace.errors import (
     HeadraceError,
     MissingDependencyError,
     ServerError,
+    UsageError,
 )
+from headrace.progress import ProgressLine
 
 app = typer.Typer(
     name="headrace",
@@ -47,6 +49,8 @@ app = typer.Typer(
 
 bench = typer.Typer(help="Measure headrace on this machine.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
+
+Backend = Literal["auto", "tensorrt", "python"]
 
 _DEFAULTS: dict[str, Any] = {each.name: each.default for each in dataclasses.fields(EmbedConfig)}
 
@@ -66,10 +70,15 @@ RepositoryOption = Annotated[
     Path, typer.Option(envvar="HEADRACE_REPOSITORY", help="The Triton model repository.")
 ]
 PrecisionOption = Annotated[
-    Precision, typer.Option(help="What the engine computes in; auto: bf16 where it is native.")
+    Precision,
+    typer.Option(help="What the engine computes in; auto: fp16 on a GPU, bf16 on a CPU with it."),
 ]
 EngineOption = Annotated[
-    Engine, typer.Option(help="What computes; null computes nothing, to measure all the rest.")
+    Engine,
+    typer.Option(
+        help="What computes; auto: TensorRT where a GPU is found, else OpenVINO; null computes "
+        "nothing, to measure all the rest."
+    ),
 ]
 NormalizeOption = Annotated[bool, typer.Option(help="Whether vectors have unit length.")]
 TruncateOption = Annotated[
@@ -104,6 +113,7 @@ def embed(
         typer.Option(
             "--model",
             "-m",
+            envvar="HEADRACE_MODEL",
             help="A folder, a Hugging Face id, an installed package with a model; with --server "
             "also the name of a model there.",
         ),
@@ -142,12 +152,16 @@ def embed(
     engine: EngineOption = _DEFAULTS["engine"],
     transport: Annotated[
         TransportChoice,
-        typer.Option(help="How batches reach the server; auto: shared memory where it works."),
+        typer.Option(
+            help="How batches reach the server; auto: through a GPU's memory (cuda), shared memory "
+            "(system) or messages (grpc), the first that works."
+        ),
     ] = _DEFAULTS["transport"],
     server: Annotated[
         str | None,
         typer.Option(
             metavar="HOST:PORT",
+            envvar="HEADRACE_SERVER",
             help="gRPC endpoint of a running server.",
             show_default="start one for this run",
         ),
@@ -217,6 +231,35 @@ def build(
     ] = None,
     precision: PrecisionOption = _DEFAULTS["precision"],
     engine: EngineOption = _DEFAULTS["engine"],
+    capability: Annotated[
+        str,
+        typer.Option(
+            metavar="X.Y",
+            help="Compute capability of a GPU that is not here, for --engine tensorrt-rtx.",
+            show_default="the GPU's here",
+        ),
+    ] = "",
+    backend: Annotated[
+        Backend,
+        typer.Option(
+            help="Which of Triton's backends runs a plan; auto: tensorrt where the server has it."
+        ),
+    ] = "auto",
+    buckets: Annotated[
+        str,
+        typer.Option(
+            metavar="N,N,...",
+            help="Longest row of each bucket, in tokens: one optimization profile each.",
+            show_default="about ten, up to the model's limit",
+        ),
+    ] = "",
+    max_batch: Annotated[
+        int | None, typer.Option(help="Most rows of a batch.", show_default="by the engine")
+    ] = None,
+    token_budget: Annotated[
+        int | None,
+        typer.Option(help="Most padded tokens of a batch.", show_default="by the engine"),
+    ] = None,
     truncate_dim: TruncateOption = _DEFAULTS["truncate_dim"],
     normalize: NormalizeOption = _DEFAULTS["normalize"],
     force: Annotated[bool, typer.Option("--force", help="Build even if it is there.")] = False,
@@ -224,23 +267,36 @@ def build(
     """Build a model's entry in the Triton model repository; prints its folder."""
     with _exits():
         with _launcher():
+            from headrace_launcher.build import Batching
             from headrace_launcher.build import build as build_entry
+        line = ProgressLine(None)
         entry = build_entry(
             model,
             repository=repository,
             revision=revision,
             precision=precision,
             engine=engine,
+            capability=capability,
+            backend=backend,
+            batching=Batching(
+                buckets=_numbers("--buckets", buckets),
+                max_batch=max_batch,
+                token_budget=token_budget,
+            ),
             truncate_dim=truncate_dim,
             normalize=normalize,
             name=name,
             force=force,
+            progress=line.step,
+            notice=line.notice,
         )
+        line.close()
         settings = entry.contract
         _say(
             f"headrace: {'built' if entry.built else 'is current:'} {settings.name}: "
             f"{settings.model_id}, {settings.dimension} dimensions, {settings.precision}, "
             f"{settings.engine} {settings.engine_version}"
+            + (f", compute capability {settings.capability}" if settings.capability else "")
         )
         typer.echo(entry.folder)
 
@@ -356,6 +412,13 @@ def _launcher() -> Iterator[None]:
         raise MissingDependencyError(
             f"this needs {error.name}, which is not installed; pip install 'headrace[launcher,cpu]'"
         ) from error
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    words = [word.strip() for word in text.split(",")] if text else []
+    if not all(word.isdecimal() for word in words):
+        raise UsageError(f"{option} {text}: expected numbers with commas between, as 32,64,128")
+    return tuple(map(int, words))
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

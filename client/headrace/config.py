@@ -13,9 +13,9 @@ FormatChoice = Literal["auto", "jsonl", "text", "parquet"]
 Dtype = Literal["float32", "float16"]
 OnError = Literal["null", "skip", "fail"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-TransportChoice = Literal["auto", "system", "grpc"]
+TransportChoice = Literal["auto", "cuda", "system", "grpc"]
 IdType = Literal["auto", "int64", "string"]
-Engine = Literal["auto", "openvino", "null"]
+Engine = Literal["auto", "openvino", "tensorrt", "tensorrt-rtx", "null"]
 WordCacheChoice = Literal["keep", "run", "off"]
 
 MIB = 1 << 20
@@ -42,10 +42,12 @@ class EmbedConfig:
         max_length: tokens a row is cut to, special tokens included; None takes the model's own.
         truncate_dim: length that vectors are cut to (then normalised again); None keeps all.
         normalize: whether vectors have unit L2 norm.
-        precision: what the engine computes in; ``auto`` takes bf16 where the processor has it;
-            ``fp16`` only the null engine has so far.
-        engine: ``auto``, ``openvino``, or ``null``, which computes nothing (for measuring).
-        transport: how batches reach the server; ``auto`` takes shared memory where it works.
+        precision: what the engine computes in; ``auto`` takes fp16 on a GPU, and on a CPU bf16
+            where the processor has it.
+        engine: ``auto`` (TensorRT where a GPU is found, else OpenVINO), ``openvino``,
+            ``tensorrt``, ``tensorrt-rtx``, or ``null``, which computes nothing (for measuring).
+        transport: how batches reach the server: in a GPU's memory (``cuda``), in shared memory
+            (``system``) or in messages (``grpc``); ``auto`` takes the first that works.
         server: ``HOST:PORT`` of a running server's gRPC endpoint; None starts one.
         repository: the model repository to build into and serve from.
         tokenizer: a ``tokenizer.json``; None takes the one in the repository.

@@ -60,9 +60,12 @@ class Contract:
         dtype: what the engine answers: ``float32`` or ``float16``.
         buckets: disjoint, ascending; the last one's ``max_length`` is the hard limit of a row.
         token_budget: most padded tokens in one batch.
-        in_flight: batches that keep the engine busy; a client keeps at least so many running.
-        engine: ``openvino`` or ``null`` (which answers at once, for measuring all the rest).
+        in_flight: batches that keep one instance of the model busy; a client keeps at least so
+            many running.
+        engine: ``openvino``, ``tensorrt``, ``tensorrt-rtx``, or ``null`` (which answers at once,
+            for measuring all the rest).
         engine_version: version of that engine's library.
+        capability: CUDA compute capability that a plan is for, as ``9.0``; "" on a CPU.
     """
 
     name: str
@@ -86,7 +89,24 @@ class Contract:
     in_flight: int
     engine: str
     engine_version: str
+    capability: str = ""
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def max_batch(self) -> int:
+        """The most rows of any batch: what Triton calls ``max_batch_size``."""
+        return max(bucket.max_batch for bucket in self.buckets)
+
+    @property
+    def built_for(self) -> str:
+        """Where the engine runs, in letters that suit a name: ``tensorrt-10.16.1-sm90``.
+
+        A plan is bound to TensorRT's version and to the GPU's capability; the other engines are
+        known by their names alone.
+        """
+        if not self.capability:
+            return self.engine
+        return f"{self.engine}-{self.engine_version}-sm{self.capability.replace('.', '')}"
 
     @property
     def length_limit(self) -> int:

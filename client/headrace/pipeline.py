@@ -156,7 +156,7 @@ def block_rows(config: EmbedConfig, contract: Contract) -> int:
     """
     if config.block_rows is not None:
         return config.block_rows
-    largest = max(bucket.max_batch for bucket in contract.buckets)
+    largest = contract.max_batch
     vector = (config.truncate_dim or contract.dimension) * np.dtype(config.dtype).itemsize
     least, most = _WINDOW_ROWS
     return max(least, min(most, _WINDOW_BATCHES * largest, _WINDOW_BYTES // vector))

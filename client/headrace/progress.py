@@ -101,11 +101,28 @@ class ProgressLine:
 
     def update(self, counters: Counters) -> None:
         """Shows the counters, if the last time is long enough ago."""
+        if self._is_due():
+            self._show(describe(counters, self._last - self._start, self._total))
+
+    def step(self, line: str) -> None:
+        """Shows a line of other work, if the last time is long enough ago."""
+        if self._is_due():
+            self._show(line)
+
+    def notice(self, line: str) -> None:
+        """Writes a line that stays."""
+        self.close()
+        if not self._quiet:
+            self._write(f"headrace: {line}\n")
+
+    def _is_due(self) -> bool:
         now = time.monotonic()
         if self._quiet or now - self._last < self._pause:
-            return
+            return False
         self._last = now
-        line = describe(counters, now - self._start, self._total)
+        return True
+
+    def _show(self, line: str) -> None:
         if self._live:
             self._write("\r" + line.ljust(self._width))
             self._width = len(line)

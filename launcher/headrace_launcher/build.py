@@ -4,25 +4,53 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from headrace.contract import Bucket, Contract, entry_name, file_hash, model_slug
 from headrace.errors import UsageError
 from headrace_launcher import repository as repo
 from headrace_launcher.encoder import GRAPH_VERSION, build_graph, write_graph
-from headrace_launcher.engines import openvino
+from headrace_launcher.engines import openvino, tensorrt
+from headrace_launcher.engines.target import PLANS, Target, choose
 from headrace_launcher.models import Model, find_model
+from headrace_launcher.repository import Host
 from headrace_launcher.tokenizer import check_tokenizer
+from headrace_launcher.triton import has_backend
 
-# On the CPU larger batches were not faster, and small ones pad less (docs/benchmarks.md).
-TOKEN_BUDGET = 2048
-MOST_ROWS = 64
-LEAST_IN_FLIGHT = 4
-# As large as a GPU's: nothing is computed, so a request costs more than its rows.
-NULL_TOKEN_BUDGET = 1 << 16
-NULL_MOST_ROWS = 1024
+LEAST_IN_FLIGHT = 4  # on a CPU
 BUCKET_LENGTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048, 4096, 8192)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batching:
+    """How rows are cut into batches, where that is not to be what suits the engine.
+
+    Attributes:
+        buckets: the longest row of each bucket, in tokens, ascending; a row may be as long as the
+            last one says. Empty: about ten, up to the model's own limit.
+        max_batch: most rows of a batch, or None.
+        token_budget: most padded tokens of a batch, or None.
+    """
+
+    buckets: tuple[int, ...] = ()
+    max_batch: int | None = None
+    token_budget: int | None = None
+
+    def __post_init__(self) -> None:
+        for option, value in (
+            ("--buckets", min(self.buckets, default=None)),
+            ("--max-batch", self.max_batch),
+            ("--token-budget", self.token_budget),
+        ):
+            if value is not None and value < 1:
+                raise UsageError(f"{option} must be at least 1, not {value}")
+        if list(self.buckets) != sorted(set(self.buckets)):
+            raise UsageError(
+                f"--buckets {','.join(map(str, self.buckets))}: the lengths must ascend"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,10 +75,15 @@ def build(
     revision: str | None = None,
     precision: str = "auto",
     engine: str = "auto",
+    capability: str = "",
+    backend: str = "auto",
+    batching: Batching = Batching(),
     truncate_dim: int | None = None,
     normalize: bool = True,
     name: str | None = None,
     force: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+    notice: Callable[[str], None] = lambda _: None,
 ) -> Entry:
     """Makes sure that ``repository`` has a current entry for ``model`` and returns it.
 
@@ -58,16 +91,24 @@ def build(
         model: a folder, an installed package that carries a model, or a Hugging Face id.
         repository: the model repository.
         revision: branch, tag or commit on the hub.
-        precision: ``auto``, ``fp32``, ``bf16``, or for the null engine ``fp16``.
-        engine: ``auto``, ``openvino`` or ``null``.
+        precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
+        engine: ``auto``, ``openvino``, ``tensorrt``, ``tensorrt-rtx`` or ``null``.
+        capability: for ``tensorrt-rtx`` the compute capability, as ``8.9``, of a GPU that is not
+            here; "" builds for the one that is.
+        backend: which of Triton's backends runs a plan: ``tensorrt``, ``python`` (with
+            ``hosted/model.py``), or ``auto``: ``tensorrt`` where the server has it.
+        batching: how rows are cut into batches.
         truncate_dim: length that vectors are cut to before they are normalised.
         normalize: whether the engine divides vectors by their L2 norm.
         name: name of the entry; by default from the model and the settings.
         force: build even if a current entry is there.
+        progress: told in a line what is being done; often.
+        notice: told in a line what the user should know.
 
     Raises:
         UsageError: the model is not found or is not one that can be built, or a setting is wrong.
-        MachineError: the repository cannot be written, or a library is missing.
+        MachineError: the repository cannot be written, a GPU or a library is missing, or TensorRT
+            cannot build the plan.
     """
     if name is not None and model_slug(name) != name.lower():
         raise UsageError(
@@ -80,106 +121,213 @@ def build(
             f"--truncate-dim {truncate_dim}: vectors of {found.model_id} have only "
             f"{found.dimension} dimensions"
         )
-    contract = _contract(found, precision, engine, truncate_dim, normalize=normalize)
+    target = choose(engine, capability, notice)
+    contract = _contract(found, target, precision, batching, truncate_dim, normalize=normalize)
+    host = Host(
+        backend=_backend(target, backend),
+        devices=target.devices,
+        plan=repo.cache_key(_made_of(found, contract)) if target.capability else "",
+    )
     key = repo.cache_key(
-        {
+        _made_of(found, contract)
+        | {
             # Neither its name, nor how many cores built it, nor the way to the model makes an
             # entry another: models/x and ./models/x are one.
             "contract": replace(contract, name="", model_id="", in_flight=0).to_json(),
-            "config": dict(found.config),
-            "dense": [
-                (layer.activation, layer.in_features, layer.out_features, layer.bias)
-                for layer in found.dense
-            ],
-            "graph": GRAPH_VERSION,
-            "hosted": file_hash(repo.HOSTED_MODEL),
+            "hosted": [file_hash(path) for path in repo.HOSTED_FILES],
+            "host": repr(host),
+            "pbtxt": repo.CONFIG_VERSION,
         }
     )
     wanted = name or entry_name(
         model, precision=precision, truncate_dim=truncate_dim, normalize=normalize, engine=engine
     )
-    keep_name = name is not None
+    place = _Place(repository, wanted, fixed=name is not None)
     if not force:  # without the lock, so that a repository that can only be read will do
-        folder, present = _place(repository, wanted, contract, key, keep_name=keep_name)
+        folder, present = place.find(contract, key)
         if present is not None:
             return Entry(folder=folder, contract=present, built=False)
     with repo.locked(repository):
-        folder, present = _place(repository, wanted, contract, key, keep_name=keep_name)
+        folder, present = place.find(contract, key)
         if present is not None and not force:
             return Entry(folder=folder, contract=present, built=False)
         contract = replace(contract, name=folder.name)
+
+        def write(version: Path) -> None:
+            made = None if force or not host.plan else repo.find_plan(repository, host.plan)
+            if made is not None:
+                notice(f"the plan is that of {made.parent.name}, which was made of the same")
+                repo.link_tree(made, version)
+            elif contract.engine in PLANS:
+                builder = tensorrt.PlanBuilder(
+                    contract=contract,
+                    elsewhere=bool(capability),
+                    timing_cache=repository / f".timing-{contract.built_for}",
+                    progress=progress,
+                    notice=notice,
+                )
+                _write_engine(found, contract, version, builder.convert)
+            elif contract.engine == "openvino":
+                convert = partial(openvino.convert, dimension=contract.dimension)
+                _write_engine(found, contract, version, convert)
+
         repo.publish(
             repository,
-            repo.hosted_config(contract, key=key),
+            repo.entry_config(contract, host, key=key),
             tokenizer=found.tokenizer,
-            write_engine=lambda version: _write_engine(found, contract, version),
+            hosted=host.backend == "python",
+            write_engine=write,
         )
     return Entry(folder=folder, contract=contract, built=True)
 
 
 def _contract(
-    model: Model, precision: str, engine: str, truncate_dim: int | None, *, normalize: bool
+    model: Model,
+    target: Target,
+    precision: str,
+    batching: Batching,
+    truncate_dim: int | None,
+    *,
+    normalize: bool,
 ) -> Contract:
-    null = engine == "null"
-    if null:
-        resolved = "fp16" if precision == "fp16" else "fp32"
-    else:
-        resolved = openvino.resolve_precision(precision)
+    resolved = target.precision(precision)
     vocab_size = check_tokenizer(model)
+    lengths = batching.buckets or default_buckets(model.max_positions)
+    if lengths[-1] > model.max_positions:
+        raise UsageError(
+            f"--buckets end at {lengths[-1]}: {model.model_id} takes at most "
+            f"{model.max_positions} tokens"
+        )
+    budget = batching.token_budget or target.token_budget
+    most = batching.max_batch or target.most_rows(lengths[-1])
     return Contract(
         name="",
         model_id=model.model_id,
         revision=model.revision,
         weights_hash=model.weights_hash(),
         tokenizer_hash=file_hash(model.tokenizer),
-        max_length=model.max_length,
+        max_length=min(model.max_length, lengths[-1]),
         vocab_size=vocab_size,
         pad_id=model.pad_id,
-        pad_multiple=1,
+        pad_multiple=target.pad_multiple,
         pooling=model.pooling,
         normalized=normalize,
         dimension=truncate_dim or model.dimension,
         prompts=dict(model.prompts),
         default_prompt=model.default_prompt,
         precision=resolved,
-        dtype="float16" if resolved == "fp16" else "float32",
-        buckets=_buckets(model.max_positions, NULL_MOST_ROWS if null else MOST_ROWS),
-        token_budget=NULL_TOKEN_BUDGET if null else TOKEN_BUDGET,
-        in_flight=max(LEAST_IN_FLIGHT, len(os.sched_getaffinity(0))),
-        engine="null" if null else "openvino",
-        engine_version="1" if null else openvino.version(),
+        dtype=target.dtype(resolved, normalized=normalize),
+        buckets=tuple(
+            # Of a plan's profile this is the shape that its kernels are chosen for.
+            Bucket(max_length=n, max_batch=max(1, min(most, budget // n)))
+            if target.engine in PLANS
+            else Bucket(max_length=n, max_batch=most)
+            for n in lengths
+        ),
+        token_budget=budget,
+        in_flight=target.in_flight or max(LEAST_IN_FLIGHT, len(os.sched_getaffinity(0))),
+        engine=target.engine,
+        engine_version=target.version,
+        capability=target.capability,
     )
 
 
-def _buckets(limit: int, most_rows: int) -> tuple[Bucket, ...]:
-    """Returns disjoint ranges of lengths up to ``limit`` tokens, each step about a third longer."""
-    steps = [length for length in BUCKET_LENGTHS if length < limit] + [limit]
-    return tuple(Bucket(max_length=length, max_batch=most_rows) for length in steps)
+def default_buckets(limit: int) -> tuple[int, ...]:
+    """Returns lengths up to ``limit`` tokens, each step about a third longer than the last."""
+    return (*(length for length in BUCKET_LENGTHS if length < limit), limit)
 
 
-def _place(
-    repository: Path, name: str, contract: Contract, key: str, *, keep_name: bool
-) -> tuple[Path, Contract | None]:
-    """Returns the entry's folder, and its contract if it is current.
+def _made_of(model: Model, contract: Contract) -> dict[str, object]:
+    """Everything that an engine's files depend on."""
+    return {
+        "weights": contract.weights_hash,
+        "config": dict(model.config),
+        "dense": [
+            (layer.activation, layer.in_features, layer.out_features, layer.bias)
+            for layer in model.dense
+        ],
+        "graph": GRAPH_VERSION,
+        "pooling": contract.pooling,
+        "normalized": contract.normalized,
+        "dimension": contract.dimension,
+        "precision": contract.precision,
+        "dtype": contract.dtype,
+        "engine": contract.built_for,
+        "profiles": tensorrt.profiles(contract),
+    }
 
-    A name that another model has taken already is left to it: ours gets its hash as a suffix.
+
+def _backend(target: Target, wanted: str) -> str:
+    if target.engine != "tensorrt":
+        if wanted == "tensorrt":
+            raise UsageError(
+                f"--backend tensorrt: Triton's TensorRT backend runs the plans of --engine "
+                f"tensorrt, not {target.engine}"
+            )
+        return "python"
+    if wanted != "auto":
+        return wanted
+    return "tensorrt" if has_backend("tensorrt") else "python"
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where in a repository an entry of a name may lie.
+
+    Attributes:
+        repository: the repository.
+        name: the name that is wanted.
+        fixed: whether it must be that name.
     """
-    folder = repository / name
-    for folder in (repository / name, repository / f"{name}-{contract.weights_hash[:8]}"):
-        entry = repo.read_entry(folder)
-        if entry is not None and entry[1] == key:
-            return folder, entry[0]
-        if keep_name or entry is None or entry[0].weights_hash == contract.weights_hash:
-            break
-    return folder, None
+
+    repository: Path
+    name: str
+    fixed: bool
+
+    def find(self, contract: Contract, key: str) -> tuple[Path, Contract | None]:
+        """Returns the entry's folder, and its contract if it is current.
+
+        A name that is taken by another model, or by the same one built for another engine, GPU or
+        version of TensorRT, is left to it: ours gets a suffix that says what is its own.
+        """
+        base = self._entry(self.name)
+        names = [self.name]
+        if not self.fixed:
+            own = f"{self.name}-{contract.weights_hash[:8]}"
+            names += [f"{self.name}-{contract.built_for}", own, f"{own}-{contract.built_for}"]
+            if base is not None and base[0].weights_hash != contract.weights_hash:
+                names = [*names[2:], *names[:2]]
+        for name in names:
+            entry = self._entry(name)
+            if entry is not None and entry[1] == key:
+                return self.repository / name, entry[0]
+        for name in names[:2]:
+            entry = self._entry(name)
+            if entry is None or entry[0].built_for == contract.built_for:
+                return self.repository / name, None
+        if self.fixed and base is not None and base[0].capability:
+            raise UsageError(
+                f"--name {self.name}: that entry was built for {base[0].built_for}, and this one "
+                f"is for {contract.built_for}; give it another name"
+            )
+        return self.repository / names[0], None
+
+    def _entry(self, name: str) -> tuple[Contract, str] | None:
+        return repo.read_entry(self.repository / name)
 
 
-def _write_engine(model: Model, contract: Contract, folder: Path) -> None:
-    if contract.engine == "null":
-        return
-    truncate_dim = contract.dimension if contract.dimension < model.dimension else None
-    graph = build_graph(model, normalize=contract.normalized, truncate_dim=truncate_dim)
+def _write_engine(
+    model: Model, contract: Contract, folder: Path, convert: Callable[[Path, Path], object]
+) -> None:
+    graph = build_graph(
+        model,
+        normalize=contract.normalized,
+        truncate_dim=contract.dimension if contract.dimension < model.dimension else None,
+        # OpenVINO chooses the precision when it loads the model.
+        precision=contract.precision if contract.engine in PLANS else "fp32",
+        half_output=contract.dtype == "float16",
+    )
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix="graph-") as scratch:
         path = Path(scratch) / "model.onnx"
         write_graph(graph, path)
-        openvino.convert(path, folder, dimension=contract.dimension)
+        convert(path, folder)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from headrace.errors import HeadraceError
 from headrace_launcher import gpus, triton
-from headrace_launcher.engines import openvino
+from headrace_launcher.engines import openvino, tensorrt
 
 _SHM = Path("/dev/shm")  # noqa: S108 -- where Linux keeps POSIX shared memory
 _SHM_NEEDED = 64 << 20
@@ -51,6 +51,8 @@ def examine() -> list[Check]:
         _packages(),
         _attempt("OpenVINO", _openvino),
         _gpus(),
+        _tensorrt(),
+        _cuda_ipc(),
         _shared_memory(),
         Check(name="gRPC", mark="ok", found="transport grpc works wherever the server is reached"),
     ]
@@ -109,15 +111,38 @@ def _openvino() -> str:
 
 
 def _gpus() -> Check:
-    found = gpus.find_gpus()
+    try:
+        found = gpus.find_gpus()
+    except HeadraceError as error:
+        what, _, remedy = str(error).partition("; ")
+        return Check(name="GPU", mark="none", found=what, remedy=remedy)
     if not found:
         return Check(name="GPU", mark="none", found="none found; the CPU engine is used")
-    names = "; ".join(found)
-    return Check(
-        name="GPU",
-        mark="none",
-        found=f"{names}: not used by this version, the CPU engine is",
+    names = "; ".join(
+        f"{gpu.name} ({gpu.capability}, {gpu.memory_bytes / 2**30:.0f} GiB)" for gpu in found
     )
+    return Check(name="GPU", mark="ok", found=names)
+
+
+def _tensorrt() -> Check:
+    try:
+        version = tensorrt.version("tensorrt")
+    except HeadraceError as error:
+        what, _, remedy = str(error).partition("; ")
+        return Check(name="TensorRT", mark="none", found=what, remedy=remedy)
+    backend = "its own backend" if triton.has_backend("tensorrt") else "the Python backend"
+    return Check(name="TensorRT", mark="ok", found=f"{version}, run by Triton with {backend}")
+
+
+def _cuda_ipc() -> Check:
+    if importlib.util.find_spec("cuda") is None:
+        return Check(
+            name="CUDA IPC",
+            mark="none",
+            found="cuda-bindings is not installed; transport cuda needs it",
+            remedy="pip install 'headrace[gpu]'",
+        )
+    return Check(name="CUDA IPC", mark="ok", found="transport cuda: cuda-bindings is installed")
 
 
 def _shared_memory() -> Check:

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from google.protobuf import text_format
@@ -25,14 +26,38 @@ from headrace.contract import (
     INPUT_IDS,
     PARAMETER,
     TOKENIZER_FILE,
+    Bucket,
     Contract,
 )
 from headrace.errors import MachineError
+from headrace_launcher.engines.tensorrt import PLAN_FILE
 
 CONFIG_FILE = "config.pbtxt"
 KEY_PARAMETER = "headrace_key"
 VERSION_FOLDER = "1"
-HOSTED_MODEL = Path(__file__).parent / "hosted" / "model.py"
+HOSTED_FILES = tuple(sorted((Path(__file__).parent / "hosted").glob("[a-z]*.py")))
+"""What Triton's Python backend runs: ``model.py`` and what it imports."""
+PLAN_PARAMETER = "headrace_plan"
+CONFIG_VERSION = 1
+"""Part of an entry's key: raise it whenever another config is written for the same entry."""
+# Rows of an online caller's requests that run at once; more wait for each other.
+_GRAPH_ROWS = (1, 2, 4, 8)
+_QUEUE_DELAY_US = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """How Triton runs an entry's engine.
+
+    Attributes:
+        backend: ``python`` (with ``hosted/model.py``) or ``tensorrt``.
+        devices: numbers of the GPUs to run it on; empty for all.
+        plan: what the plan was made of, as a hash; "" where there is none.
+    """
+
+    backend: str = "python"
+    devices: tuple[int, ...] = ()
+    plan: str = ""
 
 
 def cache_key(parts: Mapping[str, object]) -> str:
@@ -45,31 +70,126 @@ def read_entry(folder: Path) -> tuple[Contract, str] | None:
 
     A folder that holds something else, a half-made or an outdated entry counts as having none.
     """
-    config = pb.ModelConfig()
+    config = _read_config(folder)
+    if config is None:
+        return None
     try:
-        text_format.Parse((folder / CONFIG_FILE).read_text(), config)
         contract = Contract.from_json(config.parameters[PARAMETER].string_value)
-    except (OSError, ValueError, text_format.ParseError):
+    except ValueError:
         return None
     return contract, config.parameters[KEY_PARAMETER].string_value
 
 
-def hosted_config(contract: Contract, *, key: str) -> pb.ModelConfig:
-    """Returns the ``config.pbtxt`` message of a model hosted by ``hosted/model.py`` on the CPU."""
+def _read_config(folder: Path) -> pb.ModelConfig | None:
+    config = pb.ModelConfig()
+    try:
+        text_format.Parse((folder / CONFIG_FILE).read_text(), config)
+    except (OSError, ValueError, text_format.ParseError):
+        return None
+    return config
+
+
+def entry_config(contract: Contract, host: Host, *, key: str) -> pb.ModelConfig:
+    """Returns the ``config.pbtxt`` message of an entry.
+
+    Args:
+        contract: the model's settings.
+        host: how Triton runs it.
+        key: hash of everything that the entry depends on.
+    """
     config = pb.ModelConfig(
-        name=contract.name,
-        backend="python",
-        max_batch_size=max(bucket.max_batch for bucket in contract.buckets),
+        name=contract.name, backend=host.backend, max_batch_size=contract.max_batch
     )
     for name in (INPUT_IDS, ATTENTION_MASK):
         config.input.add(name=name, data_type=pb.TYPE_INT32, dims=[-1])
     kind = {"float32": pb.TYPE_FP32, "float16": pb.TYPE_FP16}[contract.dtype]
     config.output.add(name=EMBEDDING, data_type=kind, dims=[contract.dimension])
-    config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
     config.version_policy.specific.versions.append(int(VERSION_FOLDER))
     config.parameters[PARAMETER].string_value = contract.to_json()
     config.parameters[KEY_PARAMETER].string_value = key
+    if not contract.capability:
+        config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
+        return config
+    config.parameters[PLAN_PARAMETER].string_value = host.plan
+    group = config.instance_group.add(
+        kind=pb.ModelInstanceGroup.KIND_GPU, count=1, gpus=host.devices
+    )
+    if host.backend == "python":
+        # Batches that lie in a GPU's memory are to stay there (python_backend README, "Input
+        # Tensor Device Placement").
+        config.parameters["FORCE_CPU_ONLY_INPUT_TENSORS"].string_value = "no"
+    else:
+        config.platform = "tensorrt_plan"
+        config.default_model_filename = PLAN_FILE
+        group.profile.extend(str(index) for index in range(len(contract.buckets)))
+        _tune(config, contract)
     return config
+
+
+def _tune(config: pb.ModelConfig, contract: Contract) -> None:
+    """Sets how Triton's TensorRT backend runs a plan.
+
+    Source: triton-inference-server/tensorrt_backend README and common's ``model_config.proto``.
+    """
+    # Memory for the profile that is used, and not for the largest one each.
+    config.parameters["execution_context_allocation_strategy"].string_value = "ON_PROFILE_CHANGE"
+    # Online callers' requests of one length run together; those that find the GPU idle do not wait
+    # for others longer than the delay.
+    config.dynamic_batching.max_queue_delay_microseconds = _QUEUE_DELAY_US
+    # The next batch's inputs are gathered while one is computed.
+    config.optimization.eager_batching = True
+    config.optimization.cuda.graphs = True
+    config.optimization.cuda.output_copy_stream = True
+    for bucket in contract.buckets:
+        # Small batches are over before their kernels could be launched one by one.
+        for rows in (each for each in _GRAPH_ROWS if each <= contract.max_batch):
+            spec = config.optimization.cuda.graph_spec.add(batch_size=rows)
+            for name in (INPUT_IDS, ATTENTION_MASK):
+                spec.input[name].dim.append(bucket.max_length)
+        _warm_up(config, bucket)
+
+
+def _warm_up(config: pb.ModelConfig, bucket: Bucket) -> None:
+    """Has Triton run a batch of one row of a bucket before the model is ready.
+
+    Its ids are 0, which every vocabulary has, and not random numbers, which none may have.
+    """
+    sample = config.model_warmup.add(name=f"length {bucket.max_length}", batch_size=1)
+    for name in (INPUT_IDS, ATTENTION_MASK):
+        data = sample.inputs[name]
+        data.data_type = pb.TYPE_INT32
+        data.dims.append(bucket.max_length)
+        data.zero_data = True
+
+
+def find_plan(repository: Path, plan: str) -> Path | None:
+    """Returns the version folder of an entry whose plan was made of the same, or None.
+
+    Args:
+        repository: the model repository.
+        plan: see :class:`Host`.
+    """
+    for folder in sorted(repository.iterdir()):
+        config = _read_config(folder)
+        if config is not None and config.parameters[PLAN_PARAMETER].string_value == plan:
+            return folder / VERSION_FOLDER
+    return None
+
+
+def link_tree(source: Path, folder: Path) -> None:
+    """Links, or where that cannot be copies, the files of an engine into another folder.
+
+    Args:
+        source: an entry's version folder.
+        folder: an empty one.
+    """
+    ours = {path.name for path in HOSTED_FILES}
+    for path in source.iterdir():
+        if path.is_file() and path.name not in ours:
+            try:
+                (folder / path.name).hardlink_to(path)
+            except OSError:
+                shutil.copyfile(path, folder / path.name)
 
 
 def publish(
@@ -78,6 +198,7 @@ def publish(
     *,
     tokenizer: Path,
     write_engine: Callable[[Path], None],
+    hosted: bool = True,
 ) -> Path:
     """Builds the entry that ``config`` describes and puts it into the repository, atomically.
 
@@ -86,6 +207,7 @@ def publish(
         config: the entry's ``config.pbtxt``.
         tokenizer: the model's ``tokenizer.json``, copied beside the config.
         write_engine: writes the engine's files into the version folder that it is given.
+        hosted: whether Triton's Python backend runs it, with ``hosted/model.py``.
 
     Returns:
         The entry's folder.
@@ -100,7 +222,8 @@ def publish(
             version = fresh / VERSION_FOLDER
             version.mkdir(parents=True)
             write_engine(version)
-            shutil.copyfile(HOSTED_MODEL, version / "model.py")
+            for path in HOSTED_FILES if hosted else ():
+                shutil.copyfile(path, version / path.name)
             shutil.copyfile(tokenizer, fresh / TOKENIZER_FILE)
             (fresh / CONFIG_FILE).write_text(text_format.MessageToString(config, as_utf8=True))
             _sync_tree(fresh)

@@ -86,6 +86,18 @@ def find_triton() -> TritonInstallation:
     )
 
 
+def has_backend(name: str) -> bool:
+    """Returns whether the server that would be run has a backend; the embedded one has one only.
+
+    Source: a server's backends lie in ``backends`` beside the folder of its executable
+    (triton-inference-server/backend README, "Where can I find all the backends").
+    """
+    found = shutil.which("tritonserver")
+    if found is None:
+        return name == "python"
+    return (Path(found).resolve().parents[1] / "backends" / name).is_dir()
+
+
 def _shared_memory_flag(binary: Path) -> tuple[str, ...]:
     """From 2.68 on servers refuse clients' shared memory without it; older ones do not know it."""
     done = subprocess.run([binary, "--help"], capture_output=True, text=True, check=False)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 
 from headrace.errors import MissingDependencyError
@@ -19,6 +22,8 @@ def test_everything_is_looked_at():
         "launcher",
         "OpenVINO",
         "GPU",
+        "TensorRT",
+        "CUDA IPC",
         "shm",
         "gRPC",
     ]
@@ -54,15 +59,97 @@ def test_a_cache_that_cannot_be_written_is_told(monkeypatch, tmp_path):
     assert "XDG_CACHE_HOME" in found.remedy
 
 
-def test_gpus_are_named_as_the_driver_names_them(monkeypatch, tmp_path):
+class Nvml:
+    """A stand-in for pynvml: two kinds of GPU, in the order of their buses."""
+
+    class NVMLError(Exception):
+        pass
+
+    kinds = (("H200", (9, 0)), ("L4", (8, 9)), ("H200", (9, 0)))
+
+    def nvmlInit(self):
+        pass
+
+    def nvmlShutdown(self):
+        pass
+
+    def nvmlDeviceGetCount(self):
+        return len(self.kinds)
+
+    def nvmlDeviceGetHandleByIndex(self, index):
+        return index
+
+    def nvmlDeviceGetUUID(self, index):
+        return f"GPU-{index}aa"
+
+    def nvmlDeviceGetName(self, index):
+        return f"NVIDIA {self.kinds[index][0]}".encode()
+
+    def nvmlDeviceGetCudaComputeCapability(self, index):
+        return self.kinds[index][1]
+
+    def nvmlDeviceGetMemoryInfo(self, index):
+        return SimpleNamespace(total=80 << 30)
+
+
+def test_gpus_are_told_as_nvml_tells_them(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml())
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    found = gpus.find_gpus()
+    assert [(gpu.uuid, gpu.name, gpu.capability) for gpu in found] == [
+        ("GPU-0aa", "NVIDIA H200", "9.0"),
+        ("GPU-1aa", "NVIDIA L4", "8.9"),
+        ("GPU-2aa", "NVIDIA H200", "9.0"),
+    ]
+    assert "NVIDIA L4 (8.9, 80 GiB)" in checks()["GPU"].found
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,1")
+    assert [gpu.uuid for gpu in gpus.find_gpus()] == ["GPU-2aa", "GPU-1aa"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "left"),
+    [
+        (None, "ABC"),
+        ("", ""),
+        ("-1", ""),
+        ("1", "B"),
+        ("2, 0", "CA"),
+        ("0,7,1", "A"),
+        ("GPU-c", "C"),
+        ("GPU", ""),  # names three
+        ("GPU-b,GPU-a", "BA"),
+        ("NoDevFiles", ""),
+    ],
+)
+def test_hidden_gpus_are_left_out_as_cuda_does(chosen, left):
+    every = [
+        gpus.Gpu(uuid=f"GPU-{name}", name=name.upper(), capability="9.0", memory_bytes=1)
+        for name in "abc"
+    ]
+    assert "".join(gpu.name for gpu in gpus.visible(every, chosen)) == left
+
+
+def test_without_a_driver_there_is_no_gpu(monkeypatch, tmp_path):
+    class Without(Nvml):
+        def nvmlInit(self):
+            raise self.NVMLError("Driver Not Loaded")
+
+    monkeypatch.setitem(sys.modules, "pynvml", Without())
+    assert gpus.find_gpus() == []
+    monkeypatch.setitem(sys.modules, "pynvml", None)
     monkeypatch.setattr(gpus, "_DRIVER", tmp_path)
     assert gpus.find_gpus() == []
-    for number in ("0000:01:00.0", "0000:02:00.0"):
-        folder = tmp_path / number
-        folder.mkdir()
-        (folder / "information").write_text("Model: \t\t NVIDIA H200\nIRQ: 1\n")
-    assert gpus.find_gpus() == ["NVIDIA H200", "NVIDIA H200"]
-    assert "NVIDIA H200" in checks()["GPU"].found
+
+
+def test_a_gpu_that_cannot_be_asked_comes_with_the_remedy(monkeypatch, tmp_path):
+    folder = tmp_path / "0000:01:00.0"
+    folder.mkdir()
+    (folder / "information").write_text("Model: \t\t NVIDIA H200\nIRQ: 1\n")
+    monkeypatch.setattr(gpus, "_DRIVER", tmp_path)
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    with pytest.raises(MissingDependencyError, match=r"NVIDIA H200.*nvidia-ml-py"):
+        gpus.find_gpus()
+    assert "pip install" in checks()["GPU"].remedy
 
 
 @pytest.mark.parametrize("size", [0, 1 << 40])

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from client.fakes import as_halves, vectors_of
-from headrace_bench.ways import hosted_model
-from headrace_launcher.repository import HOSTED_MODEL
+from headrace_launcher.hosted.null import NullEngine
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -16,7 +15,7 @@ def test_nothing_of_one_request_is_left_in_the_next(dimension, dtype):
     buckets = [{"max_length": 16, "max_batch": 50}, {"max_length": 512, "max_batch": 20}]
     settings = {"dimension": dimension, "buckets": buckets, "dtype": dtype}
     settings["vocab_size"] = 250_000
-    engine = hosted_model(HOSTED_MODEL).NullEngine(settings)
+    engine = NullEngine(settings)
     random = np.random.default_rng(2)
     answers = []
     for _ in range(60):
@@ -38,7 +37,7 @@ def test_nothing_of_one_request_is_left_in_the_next(dimension, dtype):
 def test_a_small_vocabulary_is_summed_up_as_well(vocabulary, length):
     settings = {"dimension": 8, "dtype": "float32", "vocab_size": vocabulary}
     settings["buckets"] = [{"max_length": length, "max_batch": 2}]
-    engine = hosted_model(HOSTED_MODEL).NullEngine(settings)
+    engine = NullEngine(settings)
     ids = np.full((2, length), vocabulary - 1, np.int32)
     answers = []
     engine.submit(ids, np.ones_like(ids), lambda *answer: answers.append(answer))

@@ -90,7 +90,7 @@ class SlotSize:
         """Returns the size that fits every batch that ``contract`` allows."""
         return cls(
             tokens=max(contract.token_budget, contract.length_limit),
-            rows=max(bucket.max_batch for bucket in contract.buckets),
+            rows=contract.max_batch,
             dimension=contract.dimension,
             dtype=np.dtype(contract.dtype),
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,6 +68,13 @@ def build(trt: Any, options: argparse.Namespace) -> bytes:
         config.num_compute_capabilities = 1
         wanted = getattr(trt.ComputeCapability, f"SM{options.capability.replace('.', '')}")
         config.set_compute_capability(wanted, 0)
+    if options.timing_cache is not None:
+        kept = options.timing_cache.read_bytes() if options.timing_cache.exists() else b""
+        cache = config.create_timing_cache(kept)
+        # One that is damaged or of another version is none: measured anew.
+        if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+            cache = config.create_timing_cache(b"")
+            config.set_timing_cache(cache, ignore_mismatch=False)
     names = [network.get_input(index).name for index in range(network.num_inputs)]
     for least, best, most in json.loads(options.profiles):
         profile = builder.create_optimization_profile()
@@ -80,6 +88,10 @@ def build(trt: Any, options: argparse.Namespace) -> bytes:
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise RuntimeError("the build failed")
+    if options.timing_cache is not None:
+        fresh = options.timing_cache.with_suffix(f".{os.getpid()}")
+        fresh.write_bytes(bytes(config.get_timing_cache().serialize()))
+        fresh.replace(options.timing_cache)
     return bytes(plan)
 
 
@@ -100,6 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--plan", type=Path, required=True, help="the file to write")
     parser.add_argument("--profiles", required=True, help="JSON: [[least, best, most shape]...]")
     parser.add_argument("--layers", type=Path, help="where to put the inspector's layer list")
+    parser.add_argument("--timing-cache", type=Path, help="kept from one build to the next")
     parser.add_argument("--capability", help="compute capability of a GPU that is not here: 8.9")
     options = parser.parse_args(arguments)
     trt = load(options.library)

@@ -7,17 +7,20 @@ what made it: the graph, the command, the library's log, and the list of its lay
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from headrace.contract import Contract
 from headrace.errors import MachineError, MissingDependencyError, UsageError
 from headrace_launcher.engines import buildplan
+from headrace_launcher.gpus import ORDER
 
 PLAN_FILE = "model.plan"
 GRAPH_FILE = "model.onnx"
@@ -55,87 +58,123 @@ def version(engine: str) -> str:
     try:
         return str(buildplan.load(engine).__version__)
     except (ImportError, OSError) as error:
-        extra = {"tensorrt": "gpu", "tensorrt-rtx": "rtx"}[engine]
+        remedy = {
+            "tensorrt": "use NVIDIA's Triton container, or: pip install tensorrt-cu12 (or -cu13)",
+            "tensorrt-rtx": "install it with: pip install 'headrace[launcher,rtx]'",
+        }[engine]
         raise MissingDependencyError(
-            f"the engine {engine} needs a library that is not installed here ({error}); "
-            f"install it with: pip install 'headrace[launcher,{extra}]'"
+            f"the engine {engine} needs a library that is not installed here ({error}); {remedy}"
         ) from error
+
+
+def check_capability(capability: str) -> None:
+    """Checks that TensorRT for RTX builds for a GPU of this compute capability.
+
+    Raises:
+        UsageError: it does not.
+    """
+    known = [
+        name.removeprefix("SM")
+        for name in dir(buildplan.load("tensorrt-rtx").ComputeCapability)
+        if name.startswith("SM")
+    ]
+    if capability.replace(".", "") not in known:
+        names = ", ".join(f"{each[:-1]}.{each[-1]}" for each in sorted(known, key=int))
+        raise UsageError(f"--capability {capability}: TensorRT for RTX builds for {names}")
 
 
 def profiles(contract: Contract) -> list[Profile]:
     """Returns one profile a bucket: disjoint ranges of lengths, best for a full batch.
 
-    Triton chooses among profiles by the shape, so that they must not overlap.
+    Triton chooses among profiles by the shape, so that they must not overlap; and it may join
+    requests of one length into as many rows as the model takes, so that each admits that many.
     """
     found, shorter = [], 0
     for bucket in contract.buckets:
-        full = min(bucket.max_batch, max(1, contract.token_budget // bucket.max_length))
+        length = bucket.max_length
         found.append(
             Profile(
                 least=(1, shorter + 1),
-                best=(full, bucket.max_length),
-                most=(bucket.max_batch, bucket.max_length),
+                best=(bucket.max_batch, length),
+                most=(contract.max_batch, length),
             )
         )
-        shorter = bucket.max_length
+        shorter = length
     return found
 
 
-def convert(
-    graph: Path,
-    folder: Path,
-    contract: Contract,
-    *,
-    capability: str = "",
-    progress: Callable[[str], None] = lambda _: None,
-) -> dict[str, Any]:
-    """Builds ``model.plan`` in ``folder`` in a child process, with its makings beside it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanBuilder:
+    """Builds plans in a child process and leaves what made them beside them.
 
-    Args:
-        graph: a strongly typed ONNX file; moved into ``folder``.
-        folder: where the plan goes.
+    Attributes:
         contract: the model's settings.
-        capability: compute capability of the GPU to build for, as ``8.9``; "" for the one here.
-            Only TensorRT for RTX builds for another one.
-        progress: called with a line for people now and then.
-
-    Returns:
-        What the parser made of the graph: ``inputs`` and ``outputs``, each with ``name``, ``type``
-        and ``shape``, and ``layers``, their number.
-
-    Raises:
-        UsageError: TensorRT cannot build for a GPU that is not here.
-        MachineError: the build failed; the message ends with the library's own.
+        elsewhere: whether the plan is for a GPU that is not here: one of the contract's
+            capability. Only TensorRT for RTX builds such.
+        timing_cache: where to keep how fast each kernel was; a later build of the same engine for
+            the same kind of GPU takes it from there. None keeps nothing.
+        progress: told in a line what is being done; often.
+        notice: told in a line what the user should know.
     """
-    if capability and contract.engine != "tensorrt-rtx":
-        raise UsageError(
-            f"{contract.engine} builds for the GPU of the machine that it runs on alone; build "
-            "there, or use --engine tensorrt-rtx"
+
+    contract: Contract
+    elsewhere: bool = False
+    timing_cache: Path | None = None
+    progress: Callable[[str], None] = lambda _: None
+    notice: Callable[[str], None] = lambda _: None
+
+    def convert(self, graph: Path, folder: Path) -> dict[str, Any]:
+        """Builds ``model.plan`` in ``folder``.
+
+        Args:
+            graph: a strongly typed ONNX file; moved into ``folder``.
+            folder: where the plan goes.
+
+        Returns:
+            What the parser made of the graph: ``inputs`` and ``outputs``, each with ``name``,
+            ``type`` and ``shape``, and ``layers``, their number.
+
+        Raises:
+            UsageError: the graph gives vectors of another length than the contract says.
+            MachineError: the build failed; the message ends with the library's own.
+        """
+        contract = self.contract
+        graph.replace(folder / GRAPH_FILE)
+        for data in graph.parent.glob(f"{graph.name}.data"):
+            data.replace(folder / data.name)
+        options = {
+            "--library": contract.engine,
+            "--graph": GRAPH_FILE,
+            "--plan": PLAN_FILE,
+            "--layers": LAYERS_FILE,
+            "--profiles": json.dumps(profiles(contract)),
+        }
+        if self.elsewhere:
+            options["--capability"] = contract.capability
+        command = ["-m", buildplan.__name__, *(word for pair in options.items() for word in pair)]
+        (folder / COMMAND_FILE).write_text(
+            f"#!/bin/sh\n# Repeats this build with {contract.engine} {contract.engine_version}; "
+            f"run it in this folder.\nexec python {shlex.join(command)}\n"
         )
-    kept = folder / GRAPH_FILE
-    graph.replace(kept)
-    for data in graph.parent.glob(f"{graph.name}.data"):
-        data.replace(folder / data.name)
-    options = {
-        "--library": contract.engine,
-        "--graph": GRAPH_FILE,
-        "--plan": PLAN_FILE,
-        "--layers": LAYERS_FILE,
-        "--profiles": json.dumps(profiles(contract)),
-    }
-    if capability:
-        options["--capability"] = capability
-    words = [word for pair in options.items() for word in pair]
-    command = ["-m", buildplan.__name__, *words]
-    (folder / COMMAND_FILE).write_text(
-        f"#!/bin/sh\n# Repeats this build with {contract.engine} {contract.engine_version}; run it "
-        f"in this folder.\nexec python {shlex.join(command)}\n"
-    )
-    found = _run(command, folder, contract.engine, progress)
-    if (folder / LAYERS_FILE).exists():  # a GPU could load the plan
-        for name in unfused(json.loads((folder / LAYERS_FILE).read_text())):
-            progress(f"{contract.engine}: attention was not fused: {name}")
-    return found
+        if self.timing_cache is not None:
+            command += ["--timing-cache", str(self.timing_cache.absolute())]
+        found = _run(command, folder, contract.engine, self.progress)
+        width = found["outputs"][0]["shape"][-1]
+        if width != contract.dimension:
+            raise UsageError(
+                f"the model gives vectors of {width} numbers, its configuration says "
+                f"{contract.dimension}; correct hidden_size in config.json"
+            )
+        if (folder / LAYERS_FILE).exists():  # a GPU could load the plan
+            self._check_layers(json.loads((folder / LAYERS_FILE).read_text()))
+        return found
+
+    def _check_layers(self, layers: Any) -> None:
+        if names := unfused(layers):
+            self.notice(
+                f"warning: {self.contract.engine} did not fuse the attention, so it will be slow; "
+                f"layers: {', '.join(names)}"
+            )
 
 
 def unfused(layers: Any) -> list[str]:
@@ -166,6 +205,7 @@ def _run(
             stdout=subprocess.PIPE,
             stderr=said,
             text=True,
+            env=os.environ | ORDER,
         )
         try:
             assert process.stdout is not None

@@ -1,1 +1,1 @@
-"""The model code that runs inside Triton; never imported by headrace itself."""
+"""What runs inside Triton: ``model.py`` there, the engines here too where they are measured."""

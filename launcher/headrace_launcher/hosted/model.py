@@ -1,7 +1,8 @@
 """The Triton Python-backend model that hosts an engine where no native backend is installed.
 
-A copy of this file lies in each hosted model's version folder and runs in Triton's own process
-for the model, so it imports nothing of headrace: its settings come from ``config.pbtxt``.
+A copy of this folder's files lies in each hosted model's version folder and runs in Triton's own
+process for the model, so they import nothing of headrace but each other, and the settings come from
+``config.pbtxt``.
 
 Every request is answered through its response sender, from the engine's own threads, and
 ``execute`` returns as soon as the engine has taken the request, so that one instance keeps all of
@@ -13,17 +14,16 @@ from __future__ import annotations
 
 import ctypes
 import json
-import queue
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
-Answer = Callable[["NDArray[np.floating] | None", "Exception | None"], None]
+from .cpu import OpenVinoEngine
+from .engine import Answer, Engine
+from .null import NullEngine
 
 
 class Limits(NamedTuple):
@@ -31,110 +31,6 @@ class Limits(NamedTuple):
 
     length: int
     vocabulary: int
-
-
-class Engine(Protocol):
-    """Computes batches in the background."""
-
-    def submit(self, ids: NDArray[np.int32], mask: NDArray[np.int32], answer: Answer) -> None:
-        """Starts ``ids`` and ``mask``, int32[rows, length]; blocks while every stream is busy.
-
-        Both are the request's own memory, which may go as soon as ``submit`` returns.
-        ``answer`` is called once, from any thread, with the vectors, [rows, dimension] in the
-        type that the settings name, or an error; it has copied the vectors when it returns.
-        """
-
-    def close(self) -> None:
-        """Waits for what is running."""
-
-
-class OpenVinoEngine:
-    """An OpenVINO model with a thread for each of its streams.
-
-    Threads, and not OpenVINO's own queue: that one never calls back where an inference fails.
-    """
-
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        import openvino as ov
-
-        hints: dict[str, Any] = {
-            "PERFORMANCE_HINT": "THROUGHPUT",
-            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[settings["precision"]],
-        }
-        model = ov.Core().compile_model(folder / "model.xml", "CPU", hints)
-        streams = int(model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
-        self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for _ in range(streams):
-            self._free.put(model.create_infer_request())
-        self._pool = ThreadPoolExecutor(streams, thread_name_prefix="stream")
-
-    def submit(self, ids: NDArray[np.int32], mask: NDArray[np.int32], answer: Answer) -> None:
-        """See :meth:`Engine.submit`."""
-        request = self._free.get()
-        self._pool.submit(self._infer, request, ids.copy(), mask.copy(), answer)
-
-    def close(self) -> None:
-        """See :meth:`Engine.close`."""
-        self._pool.shutdown()
-
-    def _infer(
-        self, request: Any, ids: NDArray[np.int32], mask: NDArray[np.int32], answer: Answer
-    ) -> None:
-        try:
-            try:
-                request.infer({"input_ids": ids, "attention_mask": mask}, share_inputs=True)
-                vectors = request.get_output_tensor(0).data
-            except Exception as error:  # noqa: BLE001 -- whatever it was, the client must hear of it
-                answer(None, error)
-            else:
-                answer(vectors, None)
-        finally:
-            self._free.put(request)
-
-
-class NullEngine:
-    """Answers at once, so that everything but the encoder can be measured and checked.
-
-    A vector holds the row's token count, the sum of its ids modulo 65,521 and its first ids, so
-    that a row in the wrong place or with wrong tokens shows. In float16, which has no integers
-    above 2,048, each number n stands as two: n // 256 and n % 256.
-    """
-
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self._dimension = int(settings["dimension"])
-        step = 2 if settings["dtype"] == "float16" else 1
-        count = -(-self._dimension // step)  # numbers in a vector
-        most = max(bucket["max_batch"] for bucket in settings["buckets"])
-        # Kept from one request to the next: fresh memory would cost more than all the rest.
-        self._vectors = np.zeros((most, count * step), settings["dtype"])
-        self._numbers = self._vectors.view(np.float32)
-        self._width = count  # columns of it that may hold something
-        self._head = np.empty(most * (settings["buckets"][-1]["max_length"] + 2), np.int32)
-        length = settings["buckets"][-1]["max_length"]
-        # int32, where it fits
-        self._sum = np.result_type(np.int32, np.min_scalar_type(-length * settings["vocab_size"]))
-        self._pairs: NDArray[np.float32] | None = None
-        if step == 2:
-            every = np.arange(max(65521, settings["vocab_size"]))
-            halves = np.stack([every // 256, every % 256], axis=1).astype(np.float16)
-            self._pairs = halves.view(np.float32).ravel()
-
-    def submit(self, ids: NDArray[np.int32], mask: NDArray[np.int32], answer: Answer) -> None:
-        """See :meth:`Engine.submit`."""
-        rows, length = ids.shape
-        head = self._head[: rows * (length + 2)].reshape(rows, length + 2)
-        kept = np.multiply(ids, mask, out=head[:, 2:])
-        head[:, 0] = mask.sum(1, dtype=np.int32)
-        head[:, 1] = kept.sum(1, dtype=self._sum) % 65521
-        head = head[:, : self._numbers.shape[1]]
-        width = head.shape[1]
-        self._numbers[:, width : self._width] = 0
-        self._width = width
-        self._numbers[:rows, :width] = head if self._pairs is None else self._pairs.take(head)
-        answer(self._vectors[:rows, : self._dimension], None)
-
-    def close(self) -> None:
-        """See :meth:`Engine.close`."""
 
 
 class _Capsule:

@@ -32,6 +32,8 @@ def rtx():
 def contract(make_contract):
     return make_contract(
         engine="tensorrt-rtx",
+        capability="8.9",
+        dimension=384,
         buckets=tuple(Bucket(max_length=n, max_batch=1024) for n in LENGTHS),
         token_budget=1 << 14,
     )
@@ -104,6 +106,11 @@ def write(model, folder, precision="fp16"):
     return path
 
 
+def build(contract, graph, folder):
+    builder = tensorrt.PlanBuilder(contract=contract, elsewhere=True)
+    return builder.convert(graph, folder)
+
+
 @pytest.mark.parametrize("capability", ["8.0", "8.9"])
 @pytest.mark.parametrize("name", ["minilm", "xlm_r"])
 def test_a_real_build_takes_the_graph_and_every_profile(
@@ -112,9 +119,10 @@ def test_a_real_build_takes_the_graph_and_every_profile(
     (tmp_path / "plan").mkdir()
     folder, said = tmp_path / "plan", []
     model = request.getfixturevalue(name)
-    found = tensorrt.convert(
-        write(model, tmp_path), folder, contract, capability=capability, progress=said.append
+    builder = tensorrt.PlanBuilder(
+        contract=replace(contract, capability=capability), elsewhere=True, progress=said.append
     )
+    found = builder.convert(write(model, tmp_path), folder)
     ids = [{"name": n, "type": "INT32", "shape": [-1, -1]} for n in ("input_ids", "attention_mask")]
     assert found["inputs"] == ids
     assert found["outputs"] == [{"name": "embedding", "type": "HALF", "shape": [-1, 384]}]
@@ -129,7 +137,7 @@ def test_a_real_build_takes_the_graph_and_every_profile(
 
 def test_the_command_that_is_left_repeats_the_build(rtx, minilm, contract, tmp_path):
     small = replace(contract, buckets=(Bucket(max_length=32, max_batch=8),))
-    tensorrt.convert(write(minilm, tmp_path), tmp_path, small, capability="8.9")
+    build(small, write(minilm, tmp_path), tmp_path)
     first = (tmp_path / "model.plan").stat().st_size
     (tmp_path / "model.plan").unlink()
     lines = (tmp_path / "build.sh").read_text().splitlines()
@@ -141,39 +149,49 @@ def test_the_command_that_is_left_repeats_the_build(rtx, minilm, contract, tmp_p
 
 def test_the_bf16_graph_is_taken_too(rtx, minilm, contract, tmp_path):
     small = replace(contract, buckets=(Bucket(max_length=32, max_batch=8),))
-    tensorrt.convert(write(minilm, tmp_path, "bf16"), tmp_path, small, capability="8.0")
+    build(small, write(minilm, tmp_path, "bf16"), tmp_path)
     assert (tmp_path / "model.plan").exists()
 
 
 def test_a_graph_that_cannot_be_built_is_told_in_one_line(rtx, contract, tmp_path):
     (tmp_path / "scratch.onnx").write_bytes(b"no graph")
     with pytest.raises(MachineError, match=r"tensorrt-rtx cannot build the plan: .*cannot be read"):
-        tensorrt.convert(tmp_path / "scratch.onnx", tmp_path, contract, capability="8.0")
+        build(contract, tmp_path / "scratch.onnx", tmp_path)
     assert "cannot be read" in (tmp_path / "build.log").read_text()
     assert not (tmp_path / "model.plan").exists()
 
 
-def test_profiles_are_disjoint_and_best_for_a_full_batch(contract):
+def test_profiles_are_disjoint_and_admit_what_triton_joins(contract):
     found = tensorrt.profiles(contract)
     assert [each.most[1] for each in found] == list(LENGTHS)
     assert [each.least for each in found] == [(1, n + 1) for n in (0, *LENGTHS[:-1])]
     for each in found:
-        rows, length = each.best
-        assert rows * length <= contract.token_budget < (rows + 1) * length or rows == 1024
+        assert each.most[0] == 1024  # whatever Triton joins
         assert all(a <= b <= c for a, b, c in zip(*each, strict=True))
 
 
-def test_tensorrt_builds_for_the_gpu_that_is_there_alone(make_contract, tmp_path):
-    (tmp_path / "scratch.onnx").write_bytes(b"")
-    with pytest.raises(UsageError, match="--engine tensorrt-rtx"):
-        tensorrt.convert(
-            tmp_path / "scratch.onnx", tmp_path, make_contract(engine="tensorrt"), capability="9.0"
-        )
+def test_the_timing_cache_is_kept_and_a_damaged_one_is_none(rtx, minilm, contract, tmp_path):
+    small = replace(contract, buckets=(Bucket(max_length=32, max_batch=8),), dimension=384)
+    kept = tmp_path / ".timing"
+    builder = tensorrt.PlanBuilder(contract=small, elsewhere=True, timing_cache=kept)
+    for before in (None, "kept", b"damaged"):
+        if isinstance(before, bytes):
+            kept.write_bytes(before)
+        builder.convert(write(minilm, tmp_path), tmp_path)
+        assert kept.stat().st_size > len("damaged")
+    assert "timing" not in (tmp_path / "build.sh").read_text()
+    assert not list(tmp_path.glob(".timing.*"))
+
+
+def test_vectors_of_another_length_are_refused(rtx, minilm, contract, tmp_path):
+    small = replace(contract, buckets=(Bucket(max_length=32, max_batch=8),), dimension=100)
+    with pytest.raises(UsageError, match="384 numbers, its configuration says 100"):
+        build(small, write(minilm, tmp_path), tmp_path)
 
 
 def test_a_library_that_is_missing_is_named_with_the_remedy(monkeypatch):
     monkeypatch.setitem(buildplan.LIBRARIES, "tensorrt", ("no_such_library",))
-    with pytest.raises(MissingDependencyError, match=r"no_such_library.*headrace\[launcher,gpu\]"):
+    with pytest.raises(MissingDependencyError, match=r"no_such_library.*pip install tensorrt-cu12"):
         tensorrt.version("tensorrt")
 
 
@@ -192,12 +210,13 @@ def test_attention_that_was_not_fused_is_found_in_the_layers():
 def test_attention_that_was_not_fused_is_told(make_contract, tmp_path, monkeypatch):
     def run(command, folder, engine, progress):
         (folder / "layers.json").write_text('{"Layers": ["gemm", "softmax_3"]}')
-        return {"layers": 2}
+        return {"layers": 2, "outputs": [{"shape": [-1, 8]}]}
 
     monkeypatch.setattr(tensorrt, "_run", run)
     (tmp_path / "scratch.onnx").write_bytes(b"")
     said = []
-    contract = make_contract(engine="tensorrt")
-    found = tensorrt.convert(tmp_path / "scratch.onnx", tmp_path, contract, progress=said.append)
-    assert found == {"layers": 2}
-    assert said == ["tensorrt: attention was not fused: softmax_3"]
+    builder = tensorrt.PlanBuilder(contract=make_contract(engine="tensorrt"), notice=said.append)
+    assert builder.convert(tmp_path / "scratch.onnx", tmp_path)["layers"] == 2
+    assert len(said) == 1
+    assert "did not fuse the attention" in said[0]
+    assert said[0].endswith("layers: softmax_3")

