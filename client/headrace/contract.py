@@ -19,8 +19,14 @@ INPUT_IDS = "input_ids"
 ATTENTION_MASK = "attention_mask"
 EMBEDDING = "embedding"
 TOKENIZER_FILE = "tokenizer.json"
-SERVER_NAME = r"headrace-.*-http-(?P<http>\d+)"
-"""What a Triton server that headrace has started is called, if it serves HTTP: a pattern."""
+SERVER_NAME = r"headrace-.*?(-http-(?P<http>\d+))?(-gpus-(?P<gpus>[^ ]+))?"
+"""What a Triton server that headrace has started is called: a pattern.
+
+``http`` is the port of its HTTP endpoint; ``gpus`` are the UUIDs of its GPUs, with commas between,
+in the order in which its process numbers them.
+"""
+BUILT_FOR = r"(openvino|null|tensorrt(-rtx)?-[0-9a-z.]+-sm\d+)"
+"""What the name of an entry ends with that lies beside one of another engine or GPU: a pattern."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +105,7 @@ class Contract:
 
     @property
     def built_for(self) -> str:
-        """Where the engine runs, in letters that suit a name: ``tensorrt-10.16.1-sm90``.
+        """Where the engine runs, as :data:`BUILT_FOR` has it: ``tensorrt-10.16.1.11-sm90``.
 
         A plan is bound to TensorRT's version and to the GPU's capability; the other engines are
         known by their names alone.

@@ -290,6 +290,7 @@ class _Pooled:
         self._job = job
         self.feeders_cpu_seconds = 0.0
         self.feeder_deaths = 0
+        self.transport = ""
         connection, config = job.connection, job.config
         setup = Setup(
             config=config,
@@ -322,8 +323,9 @@ class _Pooled:
             self._pool.__exit__()
         finally:
             self.feeder_deaths = self._pool.deaths
-            # What a feeder leaves that was killed, by others or by the pool in the end.
-            if leftovers():
+            # What a feeder leaves that was killed, by others or by the pool in the end. What lies
+            # on a GPU only the server can tell.
+            if leftovers() or self.transport == "cuda":
                 with suppress(MachineError):
                     sweep(self._job.connection.client)
 

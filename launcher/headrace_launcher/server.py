@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
 import shutil
@@ -21,7 +22,8 @@ from typing import Self
 import tritonclient.grpc as triton
 
 from headrace.contract import is_leftover, machine_tag
-from headrace.errors import ServerError
+from headrace.errors import MissingDependencyError, ServerError
+from headrace_launcher.gpus import ORDER, find_gpus
 from headrace_launcher.ports import check_port, free_port, listens
 from headrace_launcher.processes import children_of, die_with, kill_session, parent_of
 from headrace_launcher.triton import TritonInstallation
@@ -33,6 +35,7 @@ OBITUARY_SECONDS = 2.0
 SHM = Path("/dev/shm")  # noqa: S108 -- where Linux keeps POSIX shared memory
 _SHM_PREFIX = "headrace_stub_"
 _SCRATCH_PREFIX = "headrace-server-"
+DRIVER_FOLDER = "driver"  # in the scratch folder
 _LOOPBACK = "127.0.0.1"
 
 
@@ -84,6 +87,7 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
         self._failure: str | None = None
         self._name = ""
+        self._gpus: list[str] = []
         self._shm_prefix = f"{_SHM_PREFIX}{machine_tag()}_{os.getpid()}_{secrets.token_hex(4)}_"
         self._scratch: Path | None = None
         self._log = tempfile.TemporaryFile(prefix="headrace-triton-")  # noqa: SIM115 -- closed in stop
@@ -118,6 +122,9 @@ class Server:
         prefix = f"{_SCRATCH_PREFIX}{machine_tag()}-{os.getpid()}-"
         self._scratch = Path(tempfile.mkdtemp(prefix=prefix))
         (self._scratch / "models").symlink_to(self._repository.absolute())
+        self._gpus = _gpu_uuids()
+        if self._gpus:
+            link_driver(self._scratch / DRIVER_FOLDER)
         try:
             # Again where a free port was taken between our look and the server's bind.
             for _ in range(3):
@@ -204,10 +211,10 @@ class Server:
             http=None if http is None else f"{self._host}:{http}",
             metrics=None if metrics is None else f"{self._host}:{metrics}",
         )
-        # The name tells clients where HTTP is: see headrace.contract.SERVER_NAME.
-        self._name = f"headrace-{os.getpid()}-{secrets.token_hex(4)}" + (
-            f"-http-{http}" if http else ""
-        )
+        # The name tells clients where HTTP is, and which GPUs: see headrace.contract.SERVER_NAME.
+        self._name = f"headrace-{os.getpid()}-{secrets.token_hex(4)}"
+        self._name += f"-http-{http}" if http else ""
+        self._name += f"-gpus-{','.join(self._gpus)}" if self._gpus else ""
         command = [
             str(self._triton.binary),
             f"--id={self._name}",
@@ -229,7 +236,7 @@ class Server:
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=subprocess.STDOUT,
-            env=_environment(self._triton),
+            env=_environment(self._triton, self._scratch),
             cwd=self._scratch,
             # Its own session: a Ctrl-C in the terminal is ours to handle, in our order.
             start_new_session=True,
@@ -310,17 +317,46 @@ def sweep_leftovers() -> None:
             region.unlink(missing_ok=True)
 
 
-def _environment(triton: TritonInstallation) -> dict[str, str]:
+def _gpu_uuids() -> list[str]:
+    with suppress(MissingDependencyError):
+        return [gpu.uuid for gpu in find_gpus()]
+    return []
+
+
+def link_driver(folder: Path) -> None:
+    """Makes ``libcuda.so``, which Triton's Python backend asks for, where only ``.so.1`` is.
+
+    Without it every input of a hosted model goes by way of the host's memory. The short name comes
+    with CUDA's development files alone.
+
+    Args:
+        folder: where to put the link; made.
+    """
+    try:
+        ctypes.CDLL("libcuda.so")
+    except OSError:
+        with suppress(OSError, StopIteration):
+            ctypes.CDLL("libcuda.so.1")
+            mapped = Path("/proc/self/maps").read_text().splitlines()
+            found = next(line.split()[-1] for line in mapped if "/libcuda.so" in line)
+            folder.mkdir()
+            (folder / "libcuda.so").symlink_to(found)
+
+
+def _environment(triton: TritonInstallation, scratch: Path | None) -> dict[str, str]:
     """The server's environment: this interpreter first on PATH, where the stub looks for packages.
 
     ``VIRTUAL_ENV`` and ``PYTHONHOME`` of the caller's shell would lead the stub elsewhere.
     """
     environment = {k: v for k, v in os.environ.items() if k not in {"PYTHONHOME", "VIRTUAL_ENV"}}
+    environment |= ORDER  # as the numbers of GPUs in config.pbtxt and in the server's name
     # Triton starts its models through a shell, so the system's folders must be there too.
     environment["PATH"] = os.pathsep.join(
         [str(Path(sys.executable).parent), environment.get("PATH", ""), os.defpath]
     )
     libraries = [str(folder) for folder in triton.library_folders]
+    if scratch is not None and (scratch / DRIVER_FOLDER).is_dir():
+        libraries.append(str(scratch / DRIVER_FOLDER))
     if inherited := environment.get("LD_LIBRARY_PATH"):
         libraries.append(inherited)
     if libraries:

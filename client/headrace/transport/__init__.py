@@ -1,6 +1,8 @@
-"""How batches reach the server: one narrow interface, two ways.
+"""How batches reach the server: one narrow interface, three ways.
 
-``system`` shares memory with a server on this machine; ``grpc`` sends everything inside messages.
+``cuda`` shares a GPU's memory with a server on this machine, ``system`` the machine's own; requests
+that say where a batch lies go over HTTP (:mod:`http`) or gRPC (:mod:`shared`). ``grpc`` sends
+everything inside messages.
 """
 
 from headrace.transport.base import Slot, Transport

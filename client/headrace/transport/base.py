@@ -121,7 +121,7 @@ class Transport(ABC):
     ``release`` it. Answers come in any order.
 
     Attributes:
-        name: ``system`` or ``grpc``.
+        name: ``cuda``, ``system`` or ``grpc``.
         slots: how many batches can be in flight.
     """
 
@@ -203,7 +203,7 @@ class Transport(ABC):
         """Waits for what is in flight, then frees everything; idempotent."""
         try:
             while self._in_flight:
-                self._wait(DRAIN_SECONDS)
+                self._discard(DRAIN_SECONDS)
                 self._in_flight -= 1
         except queue.Empty:
             pass  # the server hangs; what it still writes goes into memory that is its own too
@@ -223,6 +223,10 @@ class Transport(ABC):
         """
         return self._done.get(timeout=seconds)
 
+    def _discard(self, seconds: float) -> None:
+        """Waits for an answer that nobody wants; raises as :meth:`_wait`."""
+        self._wait(seconds)
+
     @abstractmethod
     def _place(
         self, slot: Slot, inputs: list[triton.InferInput], output: triton.InferRequestedOutput
@@ -230,8 +234,8 @@ class Transport(ABC):
         """Says where the inputs lie and where the output is to go."""
 
     @abstractmethod
-    def _read(self, slot: Slot, result: triton.InferResult) -> NDArray[np.floating[Any]]:
-        """Returns the answer's vectors, float[rows, dimension]."""
+    def _read(self, slot: Slot, result: triton.InferResult) -> NDArray[np.floating[Any]] | None:
+        """Checks an answer; returns its vectors, float[rows, dimension], if it holds them."""
 
     @abstractmethod
     def _close(self) -> None:

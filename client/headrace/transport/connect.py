@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import tritonclient.grpc as triton
 
 from headrace.config import TransportChoice
-from headrace.contract import PARAMETER, SERVER_NAME, Contract
+from headrace.contract import BUILT_FOR, PARAMETER, SERVER_NAME, Contract
 from headrace.errors import MachineError, ServerError, UsageError
-from headrace.transport.base import Transport, server_errors
+from headrace.transport.base import SlotSize, Transport, server_errors
+from headrace.transport.cuda import CudaMemory
 from headrace.transport.grpc import GrpcTransport
 from headrace.transport.http import HttpTransport, answers
-from headrace.transport.system import SystemTransport
+from headrace.transport.memory import Memory
+from headrace.transport.shared import SharedTransport
+from headrace.transport.system import SystemMemory, sweep
 
 CONNECT_SECONDS = 10.0
 # Batches waiting at the server beside those being computed, so that its queue never runs empty.
 QUEUED = 2
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Connection:
     """A model on a running server.
 
@@ -30,17 +35,23 @@ class Connection:
         server: ``HOST:PORT``.
         contract: the model's settings, as the server publishes them.
         http: ``HOST:PORT`` of the server's HTTP endpoint, where it is known.
+        instances: how many batches of the model the server computes at once.
+        on_gpus: whether GPUs compute it.
+        gpus: UUIDs of the server's GPUs in its own order, where they are known.
     """
 
     client: triton.InferenceServerClient
     server: str
     contract: Contract
     http: str | None = None
+    instances: int = 1
+    on_gpus: bool = False
+    gpus: tuple[str, ...] = ()
 
     @property
     def slots(self) -> int:
         """Batches at the server that keep it busy, with some waiting."""
-        return self.contract.in_flight + QUEUED
+        return self.contract.in_flight * self.instances + QUEUED
 
     def open_transport(
         self, choice: TransportChoice, *, slots: int | None = None, tidy: bool = True
@@ -59,21 +70,51 @@ class Connection:
             MachineError: the one that was asked for does not work here.
         """
         slots = slots or self.slots
+        if tidy and choice != "grpc":
+            with suppress(MachineError):  # a server elsewhere may not know of shared memory
+                sweep(self.client)
         if choice == "grpc":
             return GrpcTransport(self.client, self.contract, slots=slots), "asked for"
+        if choice == "cuda":
+            return self._shared(self._cuda(slots)), "asked for"
+        if choice == "system":
+            return self._shared(self._system(slots)), "asked for"
+        why = ""
+        if self.on_gpus:
+            try:
+                return self._shared(self._cuda(slots)), "server and client share a GPU"
+            except MachineError as error:
+                why = f"; not cuda: {error}"
         try:
-            transport = self._open_system(slots, tidy=tidy)
+            return self._shared(self._system(slots)), f"server and client share memory{why}"
         except MachineError as error:
-            if choice == "system":
-                raise
-            return GrpcTransport(self.client, self.contract, slots=slots), str(error)
-        reason = "asked for" if choice == "system" else "server and client share memory"
-        return transport, reason
+            transport = GrpcTransport(self.client, self.contract, slots=slots)
+            return transport, f"not system: {error}{why}"
 
-    def _open_system(self, slots: int, *, tidy: bool) -> SystemTransport:
-        if self.http is not None and answers(self.http):
-            return HttpTransport(self.client, self.contract, slots=slots, tidy=tidy, http=self.http)
-        return SystemTransport(self.client, self.contract, slots=slots, tidy=tidy)
+    def _cuda(self, slots: int) -> CudaMemory:
+        if not self.on_gpus:
+            raise MachineError(
+                f"--transport cuda: the model {self.contract.name} is computed by a CPU; use "
+                f"--transport system"
+            )
+        if not self.gpus:
+            raise MachineError(
+                "the server does not say which GPUs it has; one that 'headrace serve' starts does"
+            )
+        size = SlotSize.of(self.contract)
+        return CudaMemory(self.client, size, slots=slots, server_gpus=self.gpus)
+
+    def _system(self, slots: int) -> SystemMemory:
+        return SystemMemory(self.client, SlotSize.of(self.contract), slots=slots)
+
+    def _shared(self, memory: Memory) -> SharedTransport:
+        try:
+            if self.http is not None and answers(self.http):
+                return HttpTransport(self.client, self.contract, memory, http=self.http)
+            return SharedTransport(self.client, self.contract, memory)
+        except BaseException:
+            memory.close()
+            raise
 
     def close(self) -> None:
         """Closes the connection."""
@@ -98,36 +139,53 @@ def connect(server: str, names: Sequence[str]) -> Connection:
     try:
         _wait_until_live(client, server)
         with server_errors(f"the server {server} cannot be asked for its models"):
-            name = next((n for n in names if client.is_model_ready(n)), None)
-            contract = _contract(client, server, name, names)
-            # Servers that headrace starts tell their HTTP port in their name.
-            found = re.fullmatch(SERVER_NAME, client.get_server_metadata().name)
+            config = client.get_model_config(_ready(client, server, names)).config
+            # Servers that headrace starts tell their HTTP port and their GPUs in their name.
+            told = re.fullmatch(SERVER_NAME, client.get_server_metadata().name)
+        contract = _contract(config, server)
     except BaseException:
         client.close()
         raise
-    return Connection(client, server, contract, f"{host}:{found['http']}" if found else None)
+    groups = [group for group in config.instance_group if group.kind == group.KIND_GPU]
+    return Connection(
+        client=client,
+        server=server,
+        contract=contract,
+        http=f"{host}:{told['http']}" if told and told["http"] else None,
+        # Triton fills in the GPUs of a group that names none.
+        instances=sum(group.count * max(1, len(group.gpus)) for group in config.instance_group),
+        on_gpus=bool(groups),
+        gpus=tuple(told["gpus"].split(",")) if told and told["gpus"] else (),
+    )
 
 
-def _contract(
-    client: triton.InferenceServerClient, server: str, name: str | None, names: Sequence[str]
-) -> Contract:
-    if name is None:
-        listed = client.get_model_repository_index().models
-        have = sorted(model.name for model in listed if model.state == "READY")
-        raise UsageError(
-            f"the server {server} has no model {' or '.join(names)} ready; "
-            f"it has: {', '.join(have) or 'none'}"
-        )
-    config = client.get_model_config(name).config
+def _ready(client: triton.InferenceServerClient, server: str, names: Sequence[str]) -> str:
+    """Returns the first of ``names`` that is ready, else of what was built of them elsewhere."""
+    for name in names:
+        if client.is_model_ready(name):
+            return name
+    listed = client.get_model_repository_index().models
+    have: list[str] = sorted(model.name for model in listed if model.state == "READY")
+    for name in names:
+        for other in have:
+            if re.fullmatch(rf"{re.escape(name)}-{BUILT_FOR}", other):
+                return other
+    raise UsageError(
+        f"the server {server} has no model {' or '.join(names)} ready; "
+        f"it has: {', '.join(have) or 'none'}"
+    )
+
+
+def _contract(config: Any, server: str) -> Contract:
     if PARAMETER not in config.parameters:
         raise ServerError(
-            f"the model {name} on {server} was not built by headrace (its config has no "
+            f"the model {config.name} on {server} was not built by headrace (its config has no "
             f"{PARAMETER!r} parameter); build one with 'headrace build'"
         )
     try:
         return Contract.from_json(config.parameters[PARAMETER].string_value)
     except ValueError as error:
-        raise ServerError(f"{name} on {server}: {error}") from error
+        raise ServerError(f"{config.name} on {server}: {error}") from error
 
 
 def _wait_until_live(client: triton.InferenceServerClient, server: str) -> None:

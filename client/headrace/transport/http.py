@@ -1,4 +1,4 @@
-"""Batches in POSIX shared memory, and the requests that point at them over HTTP.
+"""Batches in memory that the server shares, and requests over HTTP that say where they lie.
 
 What travels is some hundred bytes each way, and costs less than over gRPC, whose Python side hands
 every request from thread to thread. Only where the server's HTTP endpoint is known: its
@@ -20,8 +20,9 @@ import tritonclient.grpc as triton
 
 from headrace.contract import ATTENTION_MASK, EMBEDDING, INPUT_IDS, Contract
 from headrace.errors import ServerError
-from headrace.transport.base import INFER_SECONDS, Slot, wrong_shape
-from headrace.transport.system import SystemTransport
+from headrace.transport.base import INFER_SECONDS, Slot
+from headrace.transport.memory import Memory, Place
+from headrace.transport.shared import SharedTransport
 
 _MAX_ANSWER_BYTES = 1 << 20
 _HEAD_END = b"\r\n\r\n"
@@ -42,39 +43,38 @@ def answers(http: str) -> bool:
         connection.close()
 
 
-class HttpTransport(SystemTransport):
-    """See :class:`SystemTransport`; requests go over one kept HTTP connection a slot.
+class HttpTransport(SharedTransport):
+    """See :class:`SharedTransport`; requests go over one kept HTTP connection a slot.
 
     Args:
+        client: the server's client.
+        contract: the model's settings.
+        memory: where the slots lie.
         http: ``HOST:PORT`` of the server's HTTP endpoint.
-
-    Raises:
-        MachineError: the region does not fit into /dev/shm.
-        ServerError: the server does not take the region.
     """
 
     def __init__(
         self,
         client: triton.InferenceServerClient,
         contract: Contract,
+        memory: Memory,
         *,
-        slots: int,
         http: str,
-        tidy: bool = True,
     ) -> None:
-        super().__init__(client, contract, slots=slots, tidy=tidy)
+        super().__init__(client, contract, memory)
         self._head = (
             f"POST /v2/models/{contract.name}/infer HTTP/1.1\r\nHost: {http}\r\n"
             f"Content-Type: application/json\r\nContent-Length: "
         ).encode()
-        self._connections = [_Connection(http) for _ in range(slots)]
+        self._connections = [_Connection(http) for _ in range(self.slots)]
         self._poll = select.poll()
         self._asked: dict[int, Slot] = {}
-        self._answered: list[int] = []
+        self._ready: list[int] = []
 
     def submit(self, slot: Slot) -> None:
         """See :meth:`headrace.transport.Transport.submit`."""
         slot.vectors = slot.failure = None
+        self._memory.hand_over(slot)
         body = self._body(slot)
         try:
             descriptor = self._connections[slot.index].send(
@@ -86,12 +86,12 @@ class HttpTransport(SystemTransport):
         self._poll.register(descriptor, select.POLLIN)
         self._in_flight += 1
 
-    def _wait(self, seconds: float) -> Slot:
-        if not self._answered:
-            self._answered = [at for at, _ in self._poll.poll(seconds * 1000)]
-        if not self._answered:
+    def _answered(self, seconds: float) -> Slot:
+        if not self._ready:
+            self._ready = [at for at, _ in self._poll.poll(seconds * 1000)]
+        if not self._ready:
             raise queue.Empty
-        descriptor = self._answered.pop()
+        descriptor = self._ready.pop()
         self._poll.unregister(descriptor)
         slot = self._asked.pop(descriptor)
         try:
@@ -101,35 +101,31 @@ class HttpTransport(SystemTransport):
                 said = str(answer.get("error") if isinstance(answer, dict) else answer)
                 slot.failure = ServerError(said.removeprefix("[request id: <id_unknown>] "))
             else:
-                self._take(slot, answer["outputs"][0]["shape"])
+                self._check(slot, answer["outputs"][0]["shape"])
+        except ServerError as error:
+            slot.failure = error
         except (OSError, ValueError, LookupError, TypeError) as error:
             slot.failure = ServerError(f"{type(error).__name__}: {error}")
         return slot
 
-    def _take(self, slot: Slot, shape: list[int]) -> None:
-        if shape != [slot.rows, self._size.dimension]:
-            slot.failure = wrong_shape(slot, self._size, shape)
-        else:
-            slot.vectors = self._vectors_of(slot)
-
     def _body(self, slot: Slot) -> bytes:
-        def place(name: str, shape: list[int] | None, at: int, size: int) -> dict[str, Any]:
+        def tensor_at(name: str, shape: list[int] | None, place: Place) -> dict[str, Any]:
             parameters = {
-                "shared_memory_region": self._region.name,
-                "shared_memory_offset": at,
-                "shared_memory_byte_size": size,
+                "shared_memory_region": place.region,
+                "shared_memory_offset": place.at,
+                "shared_memory_byte_size": place.size,
             }
             tensor: dict[str, Any] = {"name": name, "parameters": parameters}
             return tensor if shape is None else tensor | {"shape": shape, "datatype": "INT32"}
 
-        places = self._places(slot)
+        ids, mask, vectors = self._memory.places(slot)
         shape = [slot.rows, slot.length]
         request = {
             "inputs": [
-                place(INPUT_IDS, shape, *places[0]),
-                place(ATTENTION_MASK, shape, *places[1]),
+                tensor_at(INPUT_IDS, shape, ids),
+                tensor_at(ATTENTION_MASK, shape, mask),
             ],
-            "outputs": [place(EMBEDDING, None, *places[2])],
+            "outputs": [tensor_at(EMBEDDING, None, vectors)],
         }
         return json.dumps(request).encode()
 

@@ -1,8 +1,6 @@
-"""Batches in POSIX shared memory: for a server on the same machine.
+"""Slots in POSIX shared memory: for a server on the same machine.
 
-One region holds every slot: ids, mask and vectors side by side. The server reads and writes it in
-place; only names and offsets travel. Regions are named ``headrace-MACHINE-PID-RANDOM``, so that
-the leftovers of a process that died can be told from those of one that lives.
+One region holds all of them; the server reads and writes it in place.
 """
 
 from __future__ import annotations
@@ -10,7 +8,6 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import secrets
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,18 +16,26 @@ import numpy as np
 import tritonclient.grpc as triton
 from numpy.typing import NDArray
 
-from headrace.contract import EMBEDDING, Contract, is_leftover, machine_tag
 from headrace.errors import MachineError
-from headrace.transport.base import Slot, SlotSize, Transport, server_errors, wrong_shape
+from headrace.transport.base import Slot, SlotSize, server_errors
+from headrace.transport.memory import (
+    TIDY_SECONDS,
+    Memory,
+    is_leftover_region,
+    region_name,
+    sweep_cuda,
+)
 
 SHM = Path("/dev/shm")  # noqa: S108 -- where Linux keeps POSIX shared memory
-_PREFIX = "headrace"
-_ALIGNMENT = 64
-TIDY_SECONDS = 10.0  # for a server that may hang: what it is told here is no more than tidy
 
 
-class SystemTransport(Transport):
-    """See :class:`Transport`; ids and vectors lie in memory that the server shares.
+class SystemMemory(Memory):
+    """See :class:`Memory`.
+
+    Args:
+        client: the server's client.
+        size: of a slot.
+        slots: how many.
 
     Raises:
         MachineError: the region does not fit into /dev/shm.
@@ -39,23 +44,10 @@ class SystemTransport(Transport):
 
     name = "system"
 
-    def __init__(
-        self,
-        client: triton.InferenceServerClient,
-        contract: Contract,
-        *,
-        slots: int,
-        tidy: bool = True,
-    ) -> None:
-        super().__init__(client, contract)
-        if tidy:
-            sweep(client)
-        size = SlotSize.of(contract)
-        self._size = size
-        token_bytes, vector_bytes = (_aligned(n) for n in (size.token_bytes, size.vector_bytes))
-        self._stride = 2 * token_bytes + vector_bytes
-        self._mask_at, self._vectors_at = token_bytes, 2 * token_bytes
-        self._region = _Region(self._stride * slots)
+    def __init__(self, client: triton.InferenceServerClient, size: SlotSize, *, slots: int) -> None:
+        super().__init__(size)
+        self._client = client
+        self._region = _Region(self.layout.stride * slots)
         try:
             with server_errors("the server does not take POSIX shared memory"):
                 client.register_system_shared_memory(
@@ -64,47 +56,21 @@ class SystemTransport(Transport):
         except BaseException:
             self._region.remove()
             raise
-        self.slots = slots
         for index in range(slots):
-            start = self._stride * index
+            start = self.layout.stride * index
             ids = self._region.view(start, np.dtype(np.int32), size.tokens)
-            mask = self._region.view(start + self._mask_at, np.dtype(np.int32), size.tokens)
-            self._free.append(Slot(index, ids, mask))
+            mask = self._region.view(start + self.layout.mask, np.dtype(np.int32), size.tokens)
+            self.slots.append(Slot(index, ids, mask))
 
-    def _place(
-        self, slot: Slot, inputs: list[triton.InferInput], output: triton.InferRequestedOutput
-    ) -> None:
-        for tensor, (at, size) in zip([*inputs, output], self._places(slot), strict=True):
-            tensor.set_shared_memory(self._region.name, size, offset=at)
+    def vectors(self, slot: Slot) -> NDArray[np.floating[Any]]:
+        """See :meth:`Memory.vectors`."""
+        start = self.layout.stride * slot.index + self.layout.vectors
+        numbers = slot.rows * self.size.dimension
+        view = self._region.view(start, self.size.dtype, numbers)
+        return view.reshape(slot.rows, self.size.dimension)
 
-    def _places(self, slot: Slot) -> list[tuple[int, int]]:
-        """Returns offset and size in bytes of the slot's ids, mask and vectors."""
-        start = self._stride * slot.index
-        token_bytes = slot.rows * slot.length * 4
-        vector_bytes = slot.rows * self._size.dimension * self._size.dtype.itemsize
-        return [
-            (start, token_bytes),
-            (start + self._mask_at, token_bytes),
-            (start + self._vectors_at, vector_bytes),
-        ]
-
-    def _read(self, slot: Slot, result: triton.InferResult) -> NDArray[np.floating[Any]]:
-        shape = list(result.get_output(EMBEDDING).shape)
-        if shape != [slot.rows, self._size.dimension]:
-            raise wrong_shape(slot, self._size, shape)
-        return self._vectors_of(slot)
-
-    def _vectors_of(self, slot: Slot) -> NDArray[np.floating[Any]]:
-        start = self._stride * slot.index + self._vectors_at
-        numbers = slot.rows * self._size.dimension
-        view = self._region.view(start, self._size.dtype, numbers)
-        return view.reshape(slot.rows, self._size.dimension)
-
-    def abandon(self) -> None:
-        """See :meth:`Transport.abandon`; the server keeps the memory until it is told, or ends."""
-        self._region.remove()
-
-    def _close(self) -> None:
+    def close(self) -> None:
+        """See :meth:`Memory.close`."""
         if self._region.gone:
             return
         # Where the server is gone, its registration is too.
@@ -114,12 +80,19 @@ class SystemTransport(Transport):
             )
         self._region.remove()
 
+    def abandon(self) -> None:
+        """See :meth:`Memory.abandon`; the server keeps the memory until it is told, or ends."""
+        self._region.remove()
+
+    def _whereabouts(self, slot: Slot) -> tuple[str, int]:
+        return self._region.name, self.layout.stride * slot.index
+
 
 class _Region:
     """A shared-memory object of this process: made, mapped, and removed."""
 
     def __init__(self, size: int) -> None:
-        self.name = f"{_PREFIX}-{machine_tag()}-{os.getpid()}-{secrets.token_hex(6)}"
+        self.name = region_name()
         self.size = size
         self.gone = False
         path = SHM / self.name
@@ -164,23 +137,15 @@ def sweep(client: triton.InferenceServerClient | None = None) -> None:
         if client is not None:
             with server_errors("the server's shared memory cannot be listed"):
                 status = client.get_system_shared_memory_status(client_timeout=TIDY_SECONDS)
-            for name in filter(_is_leftover, status.regions):
+            for name in filter(is_leftover_region, status.regions):
                 with server_errors(f"shared memory {name} cannot be unregistered"):
                     client.unregister_system_shared_memory(name, client_timeout=TIDY_SECONDS)
+            sweep_cuda(client)
     finally:  # also where the server is gone
         for name in found:
             (SHM / name).unlink(missing_ok=True)
 
 
 def leftovers() -> list[str]:
-    """Returns the names of the regions here of headrace processes that are gone."""
-    return [path.name for path in SHM.glob(f"{_PREFIX}-*") if _is_leftover(path.name)]
-
-
-def _is_leftover(name: str) -> bool:
-    parts = name.split("-")
-    return len(parts) == 4 and parts[0] == _PREFIX and is_leftover(parts[1], parts[2])
-
-
-def _aligned(size: int) -> int:
-    return -(-size // _ALIGNMENT) * _ALIGNMENT
+    """Returns the names of the regions in /dev/shm of headrace processes that are gone."""
+    return [path.name for path in SHM.glob("headrace-*") if is_leftover_region(path.name)]
