@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from headrace.tokens import Tokens
 from headrace_bench import corpus
 from headrace_launcher.build import Entry
 from headrace_launcher.hosted.cpu import OpenVinoEngine
+from headrace_launcher.hosted.engine import Answer
 from headrace_launcher.models import find_model
 from headrace_launcher.repository import VERSION_FOLDER
 
@@ -230,8 +231,8 @@ class EngineWay:
 
     def _answer_to(
         self, batch: PaddedBatch, errors: list[Exception]
-    ) -> Callable[[NDArray[np.float32] | None, Exception | None], None]:
-        def answer(vectors: NDArray[np.float32] | None, error: Exception | None) -> None:
+    ) -> Answer:
+        def answer(vectors: Any, error: Exception | None) -> None:
             if vectors is None:
                 errors.append(error or RuntimeError("the engine answered nothing"))
             else:

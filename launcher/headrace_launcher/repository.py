@@ -40,9 +40,10 @@ HOSTED_FILES = tuple(sorted((Path(__file__).parent / "hosted").glob("[a-z]*.py")
 PLAN_PARAMETER = "headrace_plan"
 CONFIG_VERSION = 1
 """Part of an entry's key: raise it whenever another config is written for the same entry."""
-# Rows of an online caller's requests that run at once; more wait for each other.
-_GRAPH_ROWS = (1, 2, 4, 8)
-_QUEUE_DELAY_US = 500
+# Rows of online callers' requests that run together. Triton captures a CUDA graph of each of these
+# sizes (and of the largest) at each bucket's longest row.
+_TOGETHER = (1, 2, 4, 8, 16, 32)
+_QUEUE_DELAY_US = 500  # that one waits for others, if their number is none of these
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,19 +134,17 @@ def _tune(config: pb.ModelConfig, contract: Contract) -> None:
     """
     # Memory for the profile that is used, and not for the largest one each.
     config.parameters["execution_context_allocation_strategy"].string_value = "ON_PROFILE_CHANGE"
-    # Online callers' requests of one length run together; those that find the GPU idle do not wait
-    # for others longer than the delay.
-    config.dynamic_batching.max_queue_delay_microseconds = _QUEUE_DELAY_US
+    # Requests of one length run together. Above the last size none waits, so that batches of a file
+    # are mostly left alone; now and then two are joined, which each profile admits.
+    batching = config.dynamic_batching
+    batching.preferred_batch_size.extend(n for n in _TOGETHER if n <= contract.max_batch)
+    batching.max_queue_delay_microseconds = _QUEUE_DELAY_US
     # The next batch's inputs are gathered while one is computed.
     config.optimization.eager_batching = True
+    # Small batches are over before their kernels could be launched one by one.
     config.optimization.cuda.graphs = True
     config.optimization.cuda.output_copy_stream = True
     for bucket in contract.buckets:
-        # Small batches are over before their kernels could be launched one by one.
-        for rows in (each for each in _GRAPH_ROWS if each <= contract.max_batch):
-            spec = config.optimization.cuda.graph_spec.add(batch_size=rows)
-            for name in (INPUT_IDS, ATTENTION_MASK):
-                spec.input[name].dim.append(bucket.max_length)
         _warm_up(config, bucket)
 
 

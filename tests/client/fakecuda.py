@@ -112,7 +112,6 @@ class FakeDriver:
 
     def _cuMemAlloc(self, size):
         self._inside()
-        assert size % (2 << 20) == 0
         return self._allocate(size, "device memory")
 
     def _cuMemFree(self, address):
@@ -150,12 +149,18 @@ class FakeDriver:
     def _cuMemcpyDtoHAsync(self, target, source, size, stream):
         self._cuMemcpyHtoDAsync(target, source, size, stream)
 
+    def _cuMemcpyAsync(self, target, source, size, stream):
+        self._cuMemcpyHtoDAsync(target, source, size, stream)
+
+    def _cuStreamSynchronize(self, stream):
+        for target, source, size in self.pending.pop(stream, []):
+            ctypes.memmove(target, source, size)
+
     def _cuEventRecord(self, event, stream):
         self.events[event] = stream
 
     def _cuEventSynchronize(self, event):
-        for target, source, size in self.pending.pop(self.events[event], []):
-            ctypes.memmove(target, source, size)
+        self._cuStreamSynchronize(self.events[event])
 
 
 class FakeServer:

@@ -46,7 +46,7 @@ def test_an_entry_has_all_that_triton_and_a_client_need(model, repository):
     assert files == {
         "1",
         "1/model.bin",
-        *(f"1/{name}.py" for name in ("cpu", "engine", "model", "null")),
+        *(f"1/{name}.py" for name in ("cpu", "device", "engine", "gpu", "model", "null")),
         "1/model.xml",
         "config.pbtxt",
         "tokenizer.json",

@@ -1,11 +1,20 @@
-"""The null engine of the hosted model, without Triton."""
+"""The engines of the hosted model, without Triton and without a GPU."""
 
 from __future__ import annotations
+
+import ctypes
+import sys
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from client.fakecuda import FakeDriver
 from client.fakes import as_halves, vectors_of
+from headrace_launcher.hosted.device import Exported, imported
+from headrace_launcher.hosted.engine import DeviceArray
+from headrace_launcher.hosted.gpu import GpuEngine, TensorRtEngine
 from headrace_launcher.hosted.null import NullEngine
 
 
@@ -42,3 +51,119 @@ def test_a_small_vocabulary_is_summed_up_as_well(vocabulary, length):
     answers = []
     engine.submit(ids, np.ones_like(ids), lambda *answer: answers.append(answer))
     np.testing.assert_array_equal(answers[0][0], vectors_of(ids, np.ones_like(ids), 8))
+
+
+class Sums(GpuEngine):
+    """Computes on the fake driver's memory: each vector holds its row's sum of ids."""
+
+    def enqueue(self, buffers, rows, length, stream):
+        if length == 7:
+            raise RuntimeError("seven")
+
+        def compute():
+            ids, mask = (
+                np.frombuffer(
+                    (ctypes.c_ubyte * (rows * length * 4)).from_address(address), np.int32
+                ).reshape(rows, length)
+                for address in (buffers.ids, buffers.mask)
+            )
+            raw = (ctypes.c_ubyte * (rows * 4 * 4)).from_address(buffers.vectors)
+            vectors = np.frombuffer(raw, np.float32).reshape(rows, 4)
+            vectors[:] = (ids * mask).sum(1, keepdims=True)
+
+        self.driver._driver.later[buffers.done] = compute
+
+    def release(self):
+        self.driver._driver.calls.append("release")
+
+
+class LazyDriver(FakeDriver):
+    """Computes when a batch's event is waited for, not before."""
+
+    def __init__(self):
+        super().__init__()
+        self.later = {}
+
+    def _cuEventSynchronize(self, event):
+        super()._cuEventSynchronize(event)
+        self.later.pop(event)()
+
+
+@pytest.fixture
+def sums(monkeypatch):
+    driver = LazyDriver().install(monkeypatch)
+    settings = {"dimension": 4, "dtype": "float32", "vocab_size": 100}
+    settings["buckets"] = [{"max_length": 16, "max_batch": 8}, {"max_length": 64, "max_batch": 8}]
+    engine = Sums(settings, 0)
+    engine.fake = driver
+    yield engine
+    assert not driver.alive
+
+
+def test_batches_are_computed_in_memory_of_the_engines_own(sums):
+    random = np.random.default_rng(1)
+    wanted, answers = [], []
+
+    def answer(vectors, error):
+        raw = (ctypes.c_ubyte * (vectors.shape[0] * 4 * 4)).from_address(vectors.address)
+        answers.append((error, np.frombuffer(raw, np.float32).reshape(vectors.shape).copy()))
+        time.sleep(0.001)  # so that the buffers run out
+
+    for turn in range(50):
+        rows, length = int(random.integers(1, 9)), int(random.integers(8, 65))
+        ids = random.integers(0, 100, (rows, length)).astype(np.int32)
+        mask = random.integers(0, 2, (rows, length)).astype(np.int32)
+        wanted.append((ids * mask).sum(1))
+        if turn % 2:  # as Triton gives what lies on a GPU
+            given = [DeviceArray(a.ctypes.data, a.shape, a.dtype, 0) for a in (ids, mask)]
+        else:
+            given = [ids, np.asfortranarray(mask)]
+        sums.submit(*given, answer)
+        ids[:], mask[:] = -1, -1  # the request's memory goes when submit returns
+    with pytest.raises(RuntimeError, match="seven"):
+        sums.submit(np.ones((1, 7), np.int32), np.ones((1, 7), np.int32), answer)
+    sums.close()
+    assert len(answers) == 50
+    for (error, vectors), sums_of_rows in zip(answers, wanted, strict=True):
+        assert error is None
+        np.testing.assert_array_equal(vectors, np.repeat(sums_of_rows[:, None], 4, 1))
+    freed = [name for name in sums.fake.calls if name in {"release", "cuMemFree"}]
+    assert freed[0] == "release"
+    assert len(freed) == 1 + 9
+
+
+def test_a_gpu_that_fails_is_told_to_the_one_who_asked(sums):
+    answers = []
+    event = sums._events[0]
+    sums.fake.fail = {"cuEventSynchronize"}
+    ids = np.ones((1, 8), np.int32)
+    for _ in range(5):
+        sums.submit(ids, ids, lambda *answer: answers.append(answer))
+    sums.close()
+    assert [vectors for vectors, _ in answers] == [None] * 5
+    assert all("cuEventSynchronize" in str(error) for _, error in answers)
+    sums.fake.later.pop(event)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "float16", "float32"])
+def test_dlpack_says_where_an_array_lies(dtype):
+    array = np.arange(12).astype(dtype).reshape(3, 4)
+    found = imported(array)  # NumPy shows it as Triton's stub does
+    assert (found.address, found.shape, found.dtype) == (array.ctypes.data, (3, 4), array.dtype)
+    part = imported(array[1:])
+    assert (part.address, part.shape) == (array[1:].ctypes.data, (2, 4))
+    again = DeviceArray(found.address, found.shape, found.dtype, 3)
+    exported = Exported(again)
+    assert exported.__dlpack_device__() == (2, 3)
+    assert imported(exported) == again
+
+
+def test_a_plan_of_another_version_is_refused_with_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="11.2.1.4"))
+    settings = {"engine": "tensorrt", "engine_version": "10.13.3", "capability": "9.0"}
+    with pytest.raises(RuntimeError, match=r"built by tensorrt 10\.13\.3.*this is 11\.2\.1\.4"):
+        TensorRtEngine(tmp_path, settings, 0)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt_bindings", None)
+    with pytest.raises((RuntimeError, ImportError), match="tensorrt"):
+        TensorRtEngine(tmp_path, settings, 0)

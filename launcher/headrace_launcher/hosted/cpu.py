@@ -13,11 +13,19 @@ from numpy.typing import NDArray
 from .engine import Answer
 
 
+def load(folder: Path, settings: dict[str, Any], device: int) -> OpenVinoEngine:
+    """Returns the engine of the model in ``folder``."""
+    del device
+    return OpenVinoEngine(folder, settings)
+
+
 class OpenVinoEngine:
     """An OpenVINO model with a thread for each of its streams.
 
     Threads, and not OpenVINO's own queue: that one never calls back where an inference fails.
     """
+
+    on_gpu = False
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         import openvino as ov

@@ -3,18 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-Answer = Callable[["NDArray[np.floating] | None", "Exception | None"], None]
+
+class DeviceArray(NamedTuple):
+    """A C-ordered array in a GPU's memory.
+
+    Attributes:
+        address: of its first byte.
+        shape: of the array.
+        dtype: type of its numbers.
+        device: number of the GPU.
+    """
+
+    address: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    device: int
+
+
+Ids = NDArray[np.int32] | DeviceArray
+Answer = Callable[["NDArray[np.floating] | DeviceArray | None", "Exception | None"], None]
 
 
 class Engine(Protocol):
-    """Computes batches in the background."""
+    """Computes batches in the background.
 
-    def submit(self, ids: NDArray[np.int32], mask: NDArray[np.int32], answer: Answer) -> None:
+    Attributes:
+        on_gpu: whether ids and mask may be :class:`DeviceArray`.
+    """
+
+    on_gpu: bool
+
+    def submit(self, ids: Any, mask: Any, answer: Answer) -> None:
         """Starts ``ids`` and ``mask``, int32[rows, length]; blocks while every stream is busy.
 
         Both are the request's own memory, which may go as soon as ``submit`` returns.

@@ -13,6 +13,7 @@ python_backend README, "Default Mode").
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,9 +22,11 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
-from .cpu import OpenVinoEngine
-from .engine import Answer, Engine
-from .null import NullEngine
+from .device import Exported, imported
+from .engine import Answer, DeviceArray, Engine, Ids
+
+# The module that has an engine; one that is not named here is called as its engine is.
+_MODULES = {"openvino": "cpu", "tensorrt": "gpu", "tensorrt-rtx": "gpu"}
 
 
 class Limits(NamedTuple):
@@ -70,13 +73,9 @@ class TritonPythonModel:
         self._limits = Limits(
             length=settings["buckets"][-1]["max_length"], vocabulary=settings["vocab_size"]
         )
-        self._engine: Engine
-        if settings["engine"] == "openvino":
-            self._engine = OpenVinoEngine(folder, settings)
-        elif settings["engine"] == "null":
-            self._engine = NullEngine(settings)
-        else:
-            raise pb_utils.TritonModelException(f"unknown engine {settings['engine']!r}")
+        name = settings["engine"]
+        module = importlib.import_module(f".{_MODULES.get(name, name)}", __package__)
+        self._engine: Engine = module.load(folder, settings, int(args["model_instance_device_id"]))
 
     def execute(self, requests: list[Any]) -> None:
         """Hands every request to the engine; the answers follow through the response senders."""
@@ -92,14 +91,14 @@ class TritonPythonModel:
         self._engine.close()
 
 
-def _tokens_of(request: Any, limits: Limits) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+def _tokens_of(request: Any, limits: Limits) -> tuple[Ids, Ids]:
     """Returns the request's ids and mask, int32[rows, length] each, in the request's own memory.
 
     Raises:
-        ValueError: they do not fit each other or the model.
+        ValueError: they do not fit each other or the model. Ids in a GPU's memory are not read.
     """
     ids, mask = (
-        np.asarray(np.from_dlpack(pb_utils.get_input_tensor_by_name(request, name)), np.int32)
+        _array(pb_utils.get_input_tensor_by_name(request, name))
         for name in ("input_ids", "attention_mask")
     )
     if ids.shape != mask.shape:
@@ -111,6 +110,8 @@ def _tokens_of(request: Any, limits: Limits) -> tuple[NDArray[np.int32], NDArray
         raise ValueError(
             f"rows of {ids.shape[1]} tokens; the model takes 1 to {limits.length} tokens"
         )
+    if isinstance(ids, DeviceArray):
+        return ids, mask
     if ids.size and not (ids.min() >= 0 and ids.max() < limits.vocabulary):
         raise ValueError(
             f"token ids from {ids.min()} to {ids.max()}; the model knows 0 to "
@@ -119,14 +120,27 @@ def _tokens_of(request: Any, limits: Limits) -> tuple[NDArray[np.int32], NDArray
     return ids, mask
 
 
+def _array(tensor: Any) -> Ids:
+    if tensor.is_cpu():
+        return np.asarray(np.from_dlpack(tensor), np.int32)
+    return imported(tensor)
+
+
 def _answer_to(request: Any) -> Answer:
     sender = request.get_response_sender()
 
-    def answer(vectors: NDArray[np.floating] | None, error: Exception | None) -> None:
+    def answer(vectors: NDArray[np.floating] | DeviceArray | None, error: Exception | None) -> None:
         final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
         if vectors is None:
             failure = pb_utils.TritonError(f"{type(error).__name__}: {error}")
             sender.send(pb_utils.InferenceResponse(error=failure), flags=final)
+            return
+        if isinstance(vectors, DeviceArray):
+            exported = Exported(vectors)
+            tensor = pb_utils.Tensor.from_dlpack("embedding", exported)
+            # Triton has copied it when this returns.
+            sender.send(pb_utils.InferenceResponse([tensor]), flags=final)
+            del tensor  # before what it reads from
             return
         capsule = _Capsule(np.ascontiguousarray(vectors))
         tensor = pb_utils.Tensor.from_dlpack("embedding", capsule)
