@@ -64,8 +64,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from headrace_launcher.build import build
 
     folder = tmp_path_factory.mktemp("models")
-    build(MODEL, repository=folder, precision="fp32")
-    build(MODEL, repository=folder)
+    build(MODEL, repository=folder, engine="openvino", precision="fp32")
+    build(MODEL, repository=folder, engine="openvino")
     build(MODEL, repository=folder, engine="null")
     return folder
 

@@ -254,6 +254,7 @@ def _made_of(model: Model, contract: Contract) -> dict[str, object]:
         "dtype": contract.dtype,
         "engine": contract.built_for,
         "profiles": tensorrt.profiles(contract),
+        "plan": tensorrt.PLAN_VERSION,
     }
 
 

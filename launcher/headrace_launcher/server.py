@@ -221,7 +221,6 @@ class Server:
             f"--model-repository={self._scratch}/models",
             "--model-control-mode=explicit",
             *(f"--load-model={name}" for name in self._models),
-            "--disable-auto-complete-config",
             f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
             f"--grpc-address={self._host}",
             f"--grpc-port={grpc}",

@@ -29,6 +29,7 @@ WHEEL_SHA256 = "21f063ff93bb426d0c06b7a55e7eb9efcfe62c0dddd9a908e9877e18710128df
 TRITON_VERSION = "2.51.0"
 STUB_PYTHONS = ((3, 8), (3, 13))
 WHEEL_VARIABLE = "HEADRACE_TRITON_WHEEL"
+_AS_WRITTEN = "--disable-auto-complete-config"  # config.pbtxt says all
 _STUB = "triton_python_backend_stub"
 
 
@@ -70,7 +71,7 @@ def find_triton() -> TritonInstallation:
             binary=binary,
             version=os.environ.get("TRITON_SERVER_VERSION", ""),
             source="PATH",
-            arguments=_shared_memory_flag(binary),
+            arguments=_known_flags(binary),
         )
     library = find_libpython()
     root = embedded_folder()
@@ -81,7 +82,7 @@ def find_triton() -> TritonInstallation:
         binary=root / "pytriton/tritonserver/bin/tritonserver",
         version=TRITON_VERSION,
         source="embedded",
-        arguments=(f"--backend-directory={backends}",),
+        arguments=(_AS_WRITTEN, f"--backend-directory={backends}"),
         library_folders=(library.parent,),
     )
 
@@ -98,11 +99,14 @@ def has_backend(name: str) -> bool:
     return (Path(found).resolve().parents[1] / "backends" / name).is_dir()
 
 
-def _shared_memory_flag(binary: Path) -> tuple[str, ...]:
-    """From 2.68 on servers refuse clients' shared memory without it; older ones do not know it."""
+def _known_flags(binary: Path) -> tuple[str, ...]:
+    """Returns the flags that are wanted and that this version of the server knows.
+
+    From 2.68 on servers refuse clients' shared memory without the second; older ones do not know it.
+    """
     done = subprocess.run([binary, "--help"], capture_output=True, text=True, check=False)
-    known = "--allow-client-shm" in done.stdout + done.stderr
-    return ("--allow-client-shm=true",) if known else ()
+    wanted = (_AS_WRITTEN, "--allow-client-shm=true")
+    return tuple(flag for flag in wanted if flag.split("=")[0] in done.stdout + done.stderr)
 
 
 def embedded_folder() -> Path:

@@ -23,6 +23,16 @@ def test_the_options_of_embed_are_those_of_the_command():
     assert told == offered
 
 
+def test_the_options_of_build_are_those_of_the_command():
+    shown = subprocess.run(
+        [sys.executable, "-m", "headrace", "build", "--help"], capture_output=True, check=True
+    ).stdout.decode()
+    section = README.split("| option of `build` |")[1].split("\n\n")[0]
+    told = set(re.findall(r"`(--[a-z-]+)`", section))
+    offered = set(re.findall(r"--[a-z-]+", shown)) - {"--help", "--normalize"}
+    assert told == offered
+
+
 def test_the_commands_are_those_of_the_program():
     shown = subprocess.run(
         [sys.executable, "-m", "headrace", "--help"], capture_output=True, check=True

@@ -176,8 +176,8 @@ def test_a_server_on_path_is_preferred(tmp_path, monkeypatch):
     assert (found.binary, found.source) == (binary, "PATH")
     # Servers from 2.68 on refuse clients' shared memory unless they are told otherwise.
     assert found.arguments == ("--allow-client-shm=true",)
-    binary.write_text("#!/bin/sh\necho '  --help'\n")
-    assert triton.find_triton().arguments == ()
+    binary.write_text("#!/bin/sh\necho '  --disable-auto-complete-config'\n")
+    assert triton.find_triton().arguments == ("--disable-auto-complete-config",)
 
 
 @pytest.mark.parametrize("name", ["with a space", "größe", "plain"])

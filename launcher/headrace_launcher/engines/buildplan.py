@@ -62,6 +62,8 @@ def build(trt: Any, options: argparse.Namespace) -> bytes:
         raise RuntimeError("the graph cannot be read: " + "; ".join(errors))
     _say(FOUND, _describe(network))
     config = builder.create_builder_config()
+    # FP32 is to be FP32: by default its products have the 10-bit mantissa of TF32.
+    config.clear_flag(trt.BuilderFlag.TF32)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, _WORKSPACE)
     if options.capability:  # TensorRT for RTX alone builds for a GPU that is not here

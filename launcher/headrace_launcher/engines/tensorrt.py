@@ -22,6 +22,8 @@ from headrace.errors import MachineError, MissingDependencyError, UsageError
 from headrace_launcher.engines import buildplan
 from headrace_launcher.gpus import ORDER
 
+PLAN_VERSION = 1
+"""Part of what a plan is known by: raise it whenever the same graph is built otherwise."""
 PLAN_FILE = "model.plan"
 GRAPH_FILE = "model.onnx"
 LAYERS_FILE = "layers.json"
