@@ -11,6 +11,7 @@ from .engine import DeviceArray
 
 # dlpack.h of dmlc/dlpack, version 0: the one that Triton's stub knows.
 _CUDA = 2
+_NAME = b"dltensor"
 _CODES = {(0, 32): "int32", (2, 16): "float16", (2, 32): "float32"}
 _KINDS = {np.dtype(name): kind for kind, name in _CODES.items()}
 
@@ -37,7 +38,7 @@ class _Managed(ctypes.Structure):
     _fields_ = (("tensor", _Tensor), ("context", ctypes.c_void_p), ("deleter", _Deleter))
 
 
-_API = ctypes.pythonapi
+_API = ctypes.PyDLL(None)  # our own: others set other types on ctypes.pythonapi
 _API.PyCapsule_GetPointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
 _API.PyCapsule_GetPointer.restype = ctypes.c_void_p
 _API.PyCapsule_New.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
@@ -52,7 +53,7 @@ def imported(tensor: Any) -> DeviceArray:
         tensor: has ``__dlpack__``; must outlive what is done with the result.
     """
     capsule = tensor.__dlpack__()
-    address = _API.PyCapsule_GetPointer(capsule, b"dltensor")
+    address = _API.PyCapsule_GetPointer(capsule, _NAME)
     found = ctypes.cast(address, ctypes.POINTER(_Managed)).contents.tensor
     return DeviceArray(
         address=found.data + found.byte_offset,
@@ -88,7 +89,7 @@ class Exported:
 
     def __dlpack__(self, *, stream: Any = None) -> Any:
         del stream
-        return _API.PyCapsule_New(ctypes.addressof(self._managed), b"dltensor", None)
+        return _API.PyCapsule_New(ctypes.addressof(self._managed), _NAME, None)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return _CUDA, self._array.device
