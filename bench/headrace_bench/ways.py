@@ -229,9 +229,7 @@ class EngineWay:
             raise errors[0]
         self.rates.append(len(self._workload.texts) / seconds)
 
-    def _answer_to(
-        self, batch: PaddedBatch, errors: list[Exception]
-    ) -> Answer:
+    def _answer_to(self, batch: PaddedBatch, errors: list[Exception]) -> Answer:
         def answer(vectors: Any, error: Exception | None) -> None:
             if vectors is None:
                 errors.append(error or RuntimeError("the engine answered nothing"))

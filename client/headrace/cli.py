@@ -380,6 +380,21 @@ def feed(context: typer.Context) -> None:
         raise typer.Exit(main(context.args))
 
 
+@bench.command(
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    }
+)
+def gpu(context: typer.Context) -> None:
+    """Measure headrace on a GPU, against sentence-transformers; gpu --help lists the options."""
+    with _exits():
+        with _launcher():
+            from headrace_bench.gpu import main
+        raise typer.Exit(main(context.args))
+
+
 @contextmanager
 def _exits() -> Iterator[None]:
     """Turns errors and signals into one line on stderr and an exit code."""
