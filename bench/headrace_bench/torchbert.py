@@ -130,8 +130,6 @@ class CpuEngine:
         settings: the model's headrace settings.
     """
 
-    on_gpu = False
-
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self._encoder = Encoder(folder, settings, torch.device("cpu"))
         self._dtype = np.dtype(settings["dtype"])

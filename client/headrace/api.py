@@ -191,7 +191,9 @@ def _model(config: EmbedConfig, counters: Counters) -> Iterator[tuple[Connection
         for dimension in (config.truncate_dim, None)
     ]
     names = dict.fromkeys([*variants, config.model, model_slug(config.model)])
-    connection = connect(config.server, list(names))
+    connection = connect(
+        config.server, list(names), engine=config.engine, precision=config.precision
+    )
     try:
         _check_identity(config, connection)
         yield connection, config.tokenizer or _find_tokenizer(config, connection)
@@ -229,7 +231,7 @@ def _local_model(config: EmbedConfig, counters: Counters) -> Iterator[tuple[Conn
     with Server(
         find_triton(), config.repository, names, http_port=0, metrics_port=None, drain=False
     ) as server:
-        connection = connect(server.endpoints.grpc, names)
+        connection = connect(server.endpoints.grpc, names, exact=True)
         counters.seconds["start"] += time.perf_counter() - start
         try:
             yield connection, config.tokenizer or entry.folder / TOKENIZER_FILE

@@ -324,7 +324,9 @@ def serve(
             from headrace_launcher.serve import entry_names
             from headrace_launcher.server import Server
             from headrace_launcher.triton import find_triton
-        names = entry_names(models or [], repository, lambda line: _say(f"headrace: {line}"))
+        line = ProgressLine(None)
+        names = entry_names(models or [], repository, progress=line.step, notice=line.notice)
+        line.close()
         if not listen.startswith("127.") and listen != "localhost":
             _say(f"headrace: warning: {listen} is open to other machines, and no password is asked")
         server = Server(

@@ -25,7 +25,7 @@ SERVER_NAME = r"headrace-.*?(-http-(?P<http>\d+))?(-gpus-(?P<gpus>[^ ]+))?"
 ``http`` is the port of its HTTP endpoint; ``gpus`` are the UUIDs of its GPUs, with commas between,
 in the order in which its process numbers them.
 """
-BUILT_FOR = r"(openvino|null|tensorrt(-rtx)?-[0-9a-z.]+-sm\d+)"
+BUILT_FOR = r"(openvino|tensorrt(-rtx)?-[0-9a-z.]+-sm\d+)"
 """What the name of an entry ends with that lies beside one of another engine or GPU: a pattern."""
 
 

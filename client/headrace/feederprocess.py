@@ -103,7 +103,7 @@ class _Process:
         self.faulty: int | None = None
         self.counters = Counters()
         config = setup.config
-        server = connect(setup.server, [setup.model])
+        server = connect(setup.server, [setup.model], exact=True)
         self._tokenizer = TextTokenizer(
             setup.tokenizer,
             max_length=setup.max_length,

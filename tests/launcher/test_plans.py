@@ -194,7 +194,7 @@ def test_only_what_this_machine_can_run_is_served(rtx, tmp_path, monkeypatch):
         entry_names([], tmp_path)
     cpu = build(MODEL, repository=tmp_path, engine="null")
     said = []
-    assert entry_names([], tmp_path, said.append) == [cpu.folder.name]
+    assert entry_names([], tmp_path, notice=said.append) == [cpu.folder.name]
     assert len(said) == 1
     assert said[0].startswith(f"{plan.folder.name} is left out: it was built for tensorrt-rtx-")
     with pytest.raises(MachineError, match=f"the entry {plan.folder.name} cannot be served"):
@@ -208,3 +208,38 @@ def test_only_what_this_machine_can_run_is_served(rtx, tmp_path, monkeypatch):
     monkeypatch.setattr(tensorrt, "version", lambda engine: "9.9.9")
     with pytest.raises(MachineError, match=r"and here is tensorrt-rtx 9\.9\.9"):
         entry_names([plan.folder.name], tmp_path)
+
+
+def test_an_entry_whose_library_is_missing_here_is_left_out(tmp_path, monkeypatch):
+    """As OpenVINO is in an image for GPUs."""
+    cpu = build(MODEL, repository=tmp_path, engine="openvino")
+    null = build(MODEL, repository=tmp_path, engine="null")
+
+    def missing():
+        raise MissingDependencyError("OpenVINO is not installed")
+
+    monkeypatch.setattr(target.openvino, "version", missing)
+    said = []
+    assert entry_names([], tmp_path, notice=said.append) == [null.folder.name]
+    assert said[0].startswith(f"{cpu.folder.name} is left out: ")
+
+
+def test_a_config_that_names_other_gpus_is_not_served(rtx, tmp_path, monkeypatch):
+    monkeypatch.setattr(target, "find_gpus", lambda: [gpu("9.0"), gpu("8.9")])
+    plan = build_rtx(tmp_path, capability="8.9")
+    config = repository.entry_config(
+        plan.contract, repository.Host(devices=(1,), plan="p"), key="k"
+    )
+    (plan.folder / "config.pbtxt").write_text(str(config))
+    assert entry_names([], tmp_path) == [plan.folder.name]
+    monkeypatch.setattr(target, "find_gpus", lambda: [gpu("8.9"), gpu("8.9")])
+    with pytest.raises(MachineError, match="on a machine with other GPUs"):
+        entry_names([], tmp_path)
+
+
+def test_a_server_with_another_tensorrt_is_told_of_before_the_build(tmp_path, monkeypatch):
+    monkeypatch.setattr(target, "find_gpus", lambda: [gpu("9.0")])
+    monkeypatch.setattr(tensorrt, "version", lambda engine: "10.16.1.11")
+    monkeypatch.setenv("TRT_VERSION", "11.2.1.2+cuda13.2")
+    with pytest.raises(MachineError, match=r"pip install tensorrt-cu13-bindings==11\.2\.1\.2"):
+        build(MODEL, repository=tmp_path, engine="tensorrt", backend="tensorrt")

@@ -201,16 +201,21 @@ class Transport(ABC):
 
     def close(self) -> None:
         """Waits for what is in flight, then frees everything; idempotent."""
+        answered = False
         try:
             while self._in_flight:
                 self._discard(DRAIN_SECONDS)
                 self._in_flight -= 1
+            answered = True
         except queue.Empty:
-            pass  # the server hangs; what it still writes goes into memory that is its own too
+            pass  # the server hangs, and may still write what it has not answered
         finally:
             self._in_flight = 0
             self._free.clear()
-            self._close()
+            if answered:
+                self._close()
+            else:
+                self.abandon()
 
     def abandon(self) -> None:  # noqa: B027 -- most leave nothing
         """Removes what would outlive this process, which is about to end, without waiting."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import tritonclient.grpc as triton
 
-from headrace.config import TransportChoice
+from headrace.config import Engine, Precision, TransportChoice
 from headrace.contract import BUILT_FOR, PARAMETER, SERVER_NAME, Contract
 from headrace.errors import MachineError, ServerError, UsageError
 from headrace.transport.base import SlotSize, Transport, server_errors
@@ -37,7 +37,9 @@ class Connection:
         http: ``HOST:PORT`` of the server's HTTP endpoint, where it is known.
         instances: how many batches of the model the server computes at once.
         on_gpus: whether GPUs compute it.
-        gpus: UUIDs of the server's GPUs in its own order, where they are known.
+        gpus: UUIDs of the GPUs that compute it, where they are known, by their numbers in the
+            server's process.
+        name: what the server calls itself.
     """
 
     client: triton.InferenceServerClient
@@ -46,7 +48,8 @@ class Connection:
     http: str | None = None
     instances: int = 1
     on_gpus: bool = False
-    gpus: tuple[str, ...] = ()
+    gpus: dict[int, str] = field(default_factory=dict)
+    name: str = ""
 
     @property
     def slots(self) -> int:
@@ -109,7 +112,7 @@ class Connection:
 
     def _shared(self, memory: Memory) -> SharedTransport:
         try:
-            if self.http is not None and answers(self.http):
+            if self.http is not None and answers(self.http, self.name):
                 return HttpTransport(self.client, self.contract, memory, http=self.http)
             return SharedTransport(self.client, self.contract, memory)
         except BaseException:
@@ -121,12 +124,25 @@ class Connection:
         self.client.close()
 
 
-def connect(server: str, names: Sequence[str]) -> Connection:
+def connect(
+    server: str,
+    names: Sequence[str],
+    *,
+    engine: Engine = "auto",
+    precision: Precision = "auto",
+    exact: bool = False,
+) -> Connection:
     """Connects to ``server`` and to the first of the models ``names`` that it has ready.
+
+    Of one model there may be several entries beside each other, for other engines and GPUs: the
+    one that fits ``engine`` and ``precision`` is taken, and of two that do the one on a GPU.
 
     Args:
         server: ``HOST:PORT`` of the gRPC endpoint.
         names: names of models, the preferred one first.
+        engine: what is to compute.
+        precision: what it is to compute in.
+        exact: whether only an entry of just that name will do.
 
     Raises:
         UsageError: ``server`` is not ``HOST:PORT``, or has none of these models.
@@ -139,41 +155,64 @@ def connect(server: str, names: Sequence[str]) -> Connection:
     try:
         _wait_until_live(client, server)
         with server_errors(f"the server {server} cannot be asked for its models"):
-            config = client.get_model_config(_ready(client, server, names)).config
-            # Servers that headrace starts tell their HTTP port and their GPUs in their name.
-            told = re.fullmatch(SERVER_NAME, client.get_server_metadata().name)
-        contract = _contract(config, server)
+            config, contract = _choose(client, server, names, engine, precision, exact=exact)
+            name = client.get_server_metadata().name
     except BaseException:
         client.close()
         raise
-    groups = [group for group in config.instance_group if group.kind == group.KIND_GPU]
+    # Servers that headrace starts tell their HTTP port and their GPUs in their name.
+    told = re.fullmatch(SERVER_NAME, name)
+    uuids = told["gpus"].split(",") if told and told["gpus"] else []
+    # Triton fills in the GPUs of a group that names none.
+    numbers = sorted({number for group in config.instance_group for number in group.gpus})
     return Connection(
         client=client,
         server=server,
+        name=name,
         contract=contract,
         http=f"{host}:{told['http']}" if told and told["http"] else None,
-        # Triton fills in the GPUs of a group that names none.
         instances=sum(group.count * max(1, len(group.gpus)) for group in config.instance_group),
-        on_gpus=bool(groups),
-        gpus=tuple(told["gpus"].split(",")) if told and told["gpus"] else (),
+        on_gpus=_on_gpus(config),
+        gpus={number: uuids[number] for number in numbers if number < len(uuids)},
     )
 
 
-def _ready(client: triton.InferenceServerClient, server: str, names: Sequence[str]) -> str:
-    """Returns the first of ``names`` that is ready, else of what was built of them elsewhere."""
+def _choose(
+    client: triton.InferenceServerClient,
+    server: str,
+    names: Sequence[str],
+    engine: Engine,
+    precision: Precision,
+    *,
+    exact: bool,
+) -> tuple[Any, Contract]:
+    """Returns the config and the contract of the entry to use."""
+    have = sorted(
+        model.name for model in client.get_model_repository_index().models if model.state == "READY"
+    )
     for name in names:
-        if client.is_model_ready(name):
-            return name
-    listed = client.get_model_repository_index().models
-    have: list[str] = sorted(model.name for model in listed if model.state == "READY")
-    for name in names:
-        for other in have:
-            if re.fullmatch(rf"{re.escape(name)}-{BUILT_FOR}", other):
-                return other
+        pattern = re.compile(re.escape(name) if exact else rf"{re.escape(name)}(-{BUILT_FOR})?")
+        entries = []
+        for found in filter(pattern.fullmatch, have):  # the name itself comes first
+            config = client.get_model_config(found).config
+            entries.append((config, _contract(config, server)))
+        fitting = [
+            (config, contract)
+            for config, contract in entries
+            if engine in {"auto", contract.engine} and precision in {"auto", contract.precision}
+        ]
+        if fitting:
+            return max(fitting, key=lambda entry: _on_gpus(entry[0]))
+        if entries:  # what is wrong with it is said when the settings are checked
+            return entries[0]
     raise UsageError(
         f"the server {server} has no model {' or '.join(names)} ready; "
         f"it has: {', '.join(have) or 'none'}"
     )
+
+
+def _on_gpus(config: Any) -> bool:
+    return any(group.kind == group.KIND_GPU for group in config.instance_group)
 
 
 def _contract(config: Any, server: str) -> Contract:

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import base64
 import ctypes
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 
 from headrace.errors import MachineError, MissingDependencyError
 from headrace.transport.base import Slot, SlotSize, server_errors
-from headrace.transport.memory import TIDY_SECONDS, Memory, region_name
+from headrace.transport.memory import REGISTER_SECONDS, TIDY_SECONDS, Memory, region_name
 
 _HANDLE_BYTES = 64  # CU_IPC_HANDLE_SIZE
 _BLOCK = 2 << 20  # bytes
@@ -39,7 +40,7 @@ class CudaMemory(Memory):
         client: the server's client.
         size: of a slot.
         slots: how many; dealt out to the GPUs in turn.
-        server_gpus: UUIDs of the server's GPUs, each at its number in the server's process.
+        server_gpus: UUIDs of the GPUs that compute, by their numbers in the server's process.
 
     Raises:
         MissingDependencyError: cuda-bindings or the driver is not installed.
@@ -55,16 +56,20 @@ class CudaMemory(Memory):
         size: SlotSize,
         *,
         slots: int,
-        server_gpus: Sequence[str],
+        server_gpus: Mapping[int, str],
     ) -> None:
         super().__init__(size)
         driver = Driver()
         shared = shared_gpus(driver.uuids(), server_gpus)
         if not shared:
+            theirs, ours = (", ".join(uuids) for uuids in (server_gpus.values(), driver.uuids()))
             raise MachineError(
-                f"server and client share no GPU (the server has {', '.join(server_gpus)}; here "
-                f"are {', '.join(driver.uuids()) or 'none'})"
+                f"server and client share no GPU (the server has {theirs}; here are "
+                f"{ours or 'none'})"
             )
+        # Where there are fewer slots than GPUs, other processes begin with others.
+        first = os.getpid() % len(shared)
+        shared = shared[first:] + shared[:first]
         self._client = client
         self._regions: list[_Region] = []
         self._events: list[Any] = []
@@ -143,6 +148,7 @@ class _Region:
         self._driver = driver
         self._device = device
         self._registered = False
+        self._streams: list[Any] = []
         self._made: list[tuple[str, Any]] = []  # what frees what, in the order it was made
         self._context = driver.call("cuDevicePrimaryCtxRetain", device)
         self._made.append(("cuDevicePrimaryCtxRelease", device))
@@ -151,8 +157,10 @@ class _Region:
             self._memory = int(self._make("cuMemAlloc", "cuMemFree", size))
             self._host = int(self._make("cuMemAllocHost", "cuMemFreeHost", size))
             # One a direction: a GPU copies both ways at once.
-            self._to_gpu = self._make("cuStreamCreate", "cuStreamDestroy", _STREAM_FLAGS)
-            self._to_host = self._make("cuStreamCreate", "cuStreamDestroy", _STREAM_FLAGS)
+            for _ in range(2):
+                stream = self._make("cuStreamCreate", "cuStreamDestroy", _STREAM_FLAGS)
+                self._streams.append(stream)
+            self._to_gpu, self._to_host = self._streams
         except BaseException:
             self.free()
             raise
@@ -169,7 +177,9 @@ class _Region:
         handle = self._driver.call("cuIpcGetMemHandle", self._memory)
         raw = base64.b64encode(ctypes.string_at(handle.getPtr(), _HANDLE_BYTES))
         with server_errors("the server does not take a GPU's memory"):
-            client.register_cuda_shared_memory(self.name, raw, device, self.size)
+            client.register_cuda_shared_memory(
+                self.name, raw, device, self.size, client_timeout=REGISTER_SECONDS
+            )
         self._registered = True
 
     def unregister(self, client: triton.InferenceServerClient) -> None:
@@ -213,6 +223,9 @@ class _Region:
         """Frees everything, the last made first; no view of it may be used any more."""
         with suppress(MachineError):
             self._enter()
+        for stream in self._streams:
+            with suppress(MachineError):  # a copy that nobody waits for
+                self._driver.call("cuStreamSynchronize", stream)
         while self._made:
             name, what = self._made.pop()
             with suppress(MachineError):  # a GPU that has failed has nothing left to free
@@ -274,11 +287,11 @@ class Driver:
         return found
 
 
-def shared_gpus(here: Sequence[str], there: Sequence[str]) -> list[tuple[int, int]]:
+def shared_gpus(here: Sequence[str], there: Mapping[int, str]) -> list[tuple[int, int]]:
     """Returns the numbers of each GPU that both have: in this process and in the server's.
 
     Args:
         here: UUIDs in the order of this process.
-        there: UUIDs in the order of the server's.
+        there: UUIDs by the server's numbers.
     """
-    return [(here.index(uuid), number) for number, uuid in enumerate(there) if uuid in here]
+    return [(here.index(uuid), number) for number, uuid in there.items() if uuid in here]

@@ -31,13 +31,17 @@ _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)[ \t]*\r\n")
 ANSWER_SECONDS = 2.0
 
 
-def answers(http: str) -> bool:
-    """Returns whether a server's HTTP endpoint, ``HOST:PORT``, can be reached."""
+def answers(http: str, name: str) -> bool:
+    """Returns whether the server of that name answers at an HTTP endpoint, ``HOST:PORT``.
+
+    Behind a forwarded port there may be another one.
+    """
     connection = HTTPConnection(http, timeout=ANSWER_SECONDS)
     try:
-        connection.request("GET", "/v2/health/live")
-        return connection.getresponse().status == 200
-    except (OSError, HTTPException):
+        connection.request("GET", "/v2")
+        told = json.loads(connection.getresponse().read(_MAX_ANSWER_BYTES))
+        return isinstance(told, dict) and told.get("name") == name
+    except (OSError, HTTPException, ValueError):
         return False
     finally:
         connection.close()

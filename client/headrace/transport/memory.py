@@ -17,6 +17,7 @@ from headrace.transport.base import Slot, SlotSize
 
 _PREFIX = "headrace"
 _ALIGNMENT = 256  # of CUDA's allocations, and more than a CPU wants
+REGISTER_SECONDS = 60.0
 TIDY_SECONDS = 10.0  # for a server that may hang: what it is told here is no more than tidy
 
 
@@ -128,7 +129,9 @@ def sweep_cuda(client: triton.InferenceServerClient) -> None:
     with suppress(triton.InferenceServerException):
         status = client.get_cuda_shared_memory_status(client_timeout=TIDY_SECONDS)
         for name in filter(is_leftover_region, status.regions):
-            client.unregister_cuda_shared_memory(name, client_timeout=TIDY_SECONDS)
+            # One that a request still uses goes the next time.
+            with suppress(triton.InferenceServerException):
+                client.unregister_cuda_shared_memory(name, client_timeout=TIDY_SECONDS)
 
 
 def _aligned(size: int) -> int:

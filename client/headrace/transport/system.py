@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from headrace.errors import MachineError
 from headrace.transport.base import Slot, SlotSize, server_errors
 from headrace.transport.memory import (
+    REGISTER_SECONDS,
     TIDY_SECONDS,
     Memory,
     is_leftover_region,
@@ -51,7 +52,10 @@ class SystemMemory(Memory):
         try:
             with server_errors("the server does not take POSIX shared memory"):
                 client.register_system_shared_memory(
-                    self._region.name, f"/{self._region.name}", self._region.size
+                    self._region.name,
+                    f"/{self._region.name}",
+                    self._region.size,
+                    client_timeout=REGISTER_SECONDS,
                 )
         except BaseException:
             self._region.remove()
@@ -138,7 +142,8 @@ def sweep(client: triton.InferenceServerClient | None = None) -> None:
             with server_errors("the server's shared memory cannot be listed"):
                 status = client.get_system_shared_memory_status(client_timeout=TIDY_SECONDS)
             for name in filter(is_leftover_region, status.regions):
-                with server_errors(f"shared memory {name} cannot be unregistered"):
+                # One that a request still uses goes the next time.
+                with suppress(triton.InferenceServerException):
                     client.unregister_system_shared_memory(name, client_timeout=TIDY_SECONDS)
             sweep_cuda(client)
     finally:  # also where the server is gone

@@ -91,9 +91,7 @@ def build(trt: Any, options: argparse.Namespace) -> bytes:
     if plan is None:
         raise RuntimeError("the build failed")
     if options.timing_cache is not None:
-        fresh = options.timing_cache.with_suffix(f".{os.getpid()}")
-        fresh.write_bytes(bytes(config.get_timing_cache().serialize()))
-        fresh.replace(options.timing_cache)
+        write(options.timing_cache, bytes(config.get_timing_cache().serialize()))
     return bytes(plan)
 
 
@@ -123,11 +121,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         print(error, file=sys.stderr)
         return 1
-    options.plan.write_bytes(plan)
-    found = layers(trt, plan) if options.layers is not None and not options.capability else None
-    if found is not None:
-        options.layers.write_text(json.dumps(found, indent=1) + "\n")
+    write(options.plan, plan)
+    if options.layers is not None and not options.capability:
+        try:
+            found = layers(trt, plan)
+        except (RuntimeError, ValueError) as error:  # the plan is good all the same
+            print(f"the layers cannot be listed: {error}", file=sys.stderr)
+        else:
+            if found is not None:
+                write(options.layers, (json.dumps(found, indent=1) + "\n").encode())
     return 0
+
+
+def write(path: Path, data: bytes) -> None:
+    """Writes a file anew, since another entry may share the one that is there."""
+    fresh = path.with_name(f"{path.name}.{os.getpid()}")
+    fresh.write_bytes(data)
+    fresh.replace(path)
 
 
 def _describe(network: Any) -> dict[str, Any]:
@@ -160,8 +170,9 @@ def _monitor(trt: Any) -> Any:
             self.steps.pop(phase_name, None)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            if phase_name in self.steps:
-                _say(PROGRESS, {"phase": phase_name, "done": step, "of": self.steps[phase_name]})
+            steps = self.steps.get(phase_name)
+            if steps is not None:
+                _say(PROGRESS, {"phase": phase_name, "done": step, "of": steps})
             return True
 
     return Monitor()

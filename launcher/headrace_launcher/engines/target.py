@@ -146,21 +146,31 @@ def choose(
     )
 
 
-def misfit(contract: Contract) -> str | None:
-    """Returns why this machine cannot run an entry's plan, or None if nothing speaks against it."""
-    if not contract.capability:
-        return None
+def misfit(contract: Contract, devices: tuple[int, ...] = ()) -> str | None:
+    """Returns why this machine cannot run an entry, or None if nothing speaks against it.
+
+    Args:
+        contract: the entry's.
+        devices: the numbers of the GPUs that its config names; empty for all.
+    """
     built = f"it was built for {contract.built_for}"
     try:
-        here = sorted({gpu.capability for gpu in find_gpus()})
+        if contract.engine == "openvino":
+            openvino.version()
+        if contract.engine not in PLANS:
+            return None
+        gpus = find_gpus()
         version = tensorrt.version(contract.engine)
-    except MissingDependencyError as error:
+    except MachineError as error:
         return f"{built}, and {error}"
+    here = sorted({gpu.capability for gpu in gpus})
     if contract.capability not in here:
         kinds = f"only GPUs of compute capability {', '.join(here)}" if here else "no NVIDIA GPU"
         return f"{built}, and here is {kinds}"
     if contract.engine_version != version:
         return f"{built}, and here is {contract.engine} {version}"
+    if devices != _devices(gpus, contract.capability):
+        return f"{built} on a machine with other GPUs"
     return None
 
 

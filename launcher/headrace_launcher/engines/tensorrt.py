@@ -61,7 +61,8 @@ def version(engine: str) -> str:
         return str(buildplan.load(engine).__version__)
     except (ImportError, OSError) as error:
         remedy = {
-            "tensorrt": "use NVIDIA's Triton container, or: pip install tensorrt-cu12 (or -cu13)",
+            "tensorrt": "pip install tensorrt-cu12 (or -cu13), in NVIDIA's Triton container "
+            "tensorrt-cu13-bindings==$TRT_VERSION",
             "tensorrt-rtx": "install it with: pip install 'headrace[launcher,rtx]'",
         }[engine]
         raise MissingDependencyError(
@@ -174,13 +175,13 @@ class PlanBuilder:
     def _check_layers(self, layers: Any) -> None:
         if names := unfused(layers):
             self.notice(
-                f"warning: {self.contract.engine} did not fuse the attention, so it will be slow; "
+                f"warning: {self.contract.engine} did not fuse all attention, so it will be slow; "
                 f"layers: {', '.join(names)}"
             )
 
 
 def unfused(layers: Any) -> list[str]:
-    """Returns the softmax layers of a plan whose attention was not fused; none where it was.
+    """Returns the softmax layers of a plan that are no part of a fused attention.
 
     Args:
         layers: the engine inspector's list, as JSON.
@@ -189,9 +190,7 @@ def unfused(layers: Any) -> list[str]:
     for layer in layers["Layers"]:
         words = [layer] if isinstance(layer, str) else [str(one) for one in layer.values()]
         text = " ".join(words).lower()
-        if any(mark in text for mark in _FUSED):
-            return []
-        if "softmax" in text:
+        if "softmax" in text and not any(mark in text for mark in _FUSED):
             names.append(layer if isinstance(layer, str) else str(layer.get("Name", layer)))
     return names
 

@@ -25,8 +25,6 @@ class OpenVinoEngine:
     Threads, and not OpenVINO's own queue: that one never calls back where an inference fails.
     """
 
-    on_gpu = False
-
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         import openvino as ov
 

@@ -30,18 +30,13 @@ Answer = Callable[["NDArray[np.floating] | DeviceArray | None", "Exception | Non
 
 
 class Engine(Protocol):
-    """Computes batches in the background.
-
-    Attributes:
-        on_gpu: whether ids and mask may be :class:`DeviceArray`.
-    """
-
-    on_gpu: bool
+    """Computes batches in the background."""
 
     def submit(self, ids: Any, mask: Any, answer: Answer) -> None:
         """Starts ``ids`` and ``mask``, int32[rows, length]; blocks while every stream is busy.
 
-        Both are the request's own memory, which may go as soon as ``submit`` returns.
+        Both are the request's own memory, which may go as soon as ``submit`` returns; they are
+        :class:`DeviceArray` where the config asks Triton for that.
         ``answer`` is called once, from any thread, with the vectors, [rows, dimension] in the
         type that the settings name, or an error; it has copied the vectors when it returns.
         """

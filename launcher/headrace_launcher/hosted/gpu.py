@@ -6,6 +6,7 @@ import importlib
 import queue
 import threading
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,8 +50,6 @@ class GpuEngine(ABC):
         settings: the model's headrace settings.
         device: number of the GPU in this process.
     """
-
-    on_gpu = True
 
     def __init__(self, settings: dict[str, Any], device: int) -> None:
         self._dimension = int(settings["dimension"])
@@ -136,15 +135,16 @@ class GpuEngine(ABC):
         self.driver.enter()
         while (item := self._running.get()) is not None:
             buffers, rows, answer = item
+            shape = (rows, self._dimension)
+            vectors = DeviceArray(buffers.vectors, shape, self._dtype, self.driver.device)
             try:
                 self.driver.call("cuEventSynchronize", buffers.done)
-            except RuntimeError as error:
-                answer(None, error)
-            else:
-                shape = (rows, self._dimension)
-                device = self.driver.device
-                answer(DeviceArray(buffers.vectors, shape, self._dtype, device), None)
-            self._free.put(buffers)
+                answer(vectors, None)
+            except Exception as error:  # noqa: BLE001 -- the next batch is another client's
+                with suppress(Exception):  # there may be nobody left to tell
+                    answer(None, error)
+            finally:
+                self._free.put(buffers)
 
 
 class TensorRtEngine(GpuEngine):
@@ -172,18 +172,22 @@ class TensorRtEngine(GpuEngine):
                 f"{settings['capability']}; build it again on this machine: headrace build MODEL"
             )
         self._lengths = [bucket["max_length"] for bucket in settings["buckets"]]
-        sizes = [
-            self._engine.get_device_memory_size_for_profile_v2(index)
-            for index in range(self._engine.num_optimization_profiles)
-        ]
-        memory = self.allocate(max(sizes))
-        managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        # The largest of all profiles': no context may be given less (TensorRT, IExecutionContext).
+        size = self._engine.device_memory_size_v2
+        memory = self.allocate(size)
         self._contexts = []
-        for index, size in enumerate(sizes):
-            context = self._engine.create_execution_context(managed)
+        for index in range(self._engine.num_optimization_profiles):
+            context = self._engine.create_execution_context(
+                trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            )
+            if context is None or not context.set_optimization_profile_async(
+                index, int(self._computing)
+            ):
+                raise RuntimeError(
+                    f"TensorRT has no context for profile {index}: the GPU may be out of memory"
+                )
             # One batch is computed at a time, so all may compute in the same place.
             context.set_device_memory(memory, size)
-            context.set_optimization_profile_async(index, int(self._computing))
             self._contexts.append(context)
         self.driver.call("cuStreamSynchronize", self._computing)
 

@@ -138,9 +138,11 @@ def _answer_to(request: Any) -> Answer:
         if isinstance(vectors, DeviceArray):
             exported = Exported(vectors)
             tensor = pb_utils.Tensor.from_dlpack("embedding", exported)
-            # Triton has copied it when this returns.
-            sender.send(pb_utils.InferenceResponse([tensor]), flags=final)
-            del tensor  # before what it reads from
+            try:
+                # Triton has copied it when this returns.
+                sender.send(pb_utils.InferenceResponse([tensor]), flags=final)
+            finally:
+                del tensor  # before what it reads from
             return
         capsule = _Capsule(np.ascontiguousarray(vectors))
         tensor = pb_utils.Tensor.from_dlpack("embedding", capsule)

@@ -25,8 +25,6 @@ class NullEngine:
     above 2,048, each number n stands as two: n // 256 and n % 256.
     """
 
-    on_gpu = False
-
     def __init__(self, settings: dict[str, Any]) -> None:
         self._dimension = int(settings["dimension"])
         step = 2 if settings["dtype"] == "float16" else 1
