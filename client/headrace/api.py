@@ -197,6 +197,10 @@ def _model(config: EmbedConfig, counters: Counters) -> Iterator[tuple[Connection
     try:
         _check_identity(config, connection)
         yield connection, config.tokenizer or _find_tokenizer(config, connection)
+    except ServerError as error:
+        raise ServerError(
+            f"{error} (the server is {config.server}; see whether it runs, and its log)"
+        ) from error
     finally:
         connection.close()
 

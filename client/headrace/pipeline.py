@@ -180,7 +180,7 @@ def check_settings(config: EmbedConfig, contract: Contract) -> None:
     """
     if config.max_length is not None and config.max_length > contract.length_limit:
         raise UsageError(
-            f"--max-length {config.max_length}: {contract.model_id} takes at most "
+            f"--max-length {config.max_length}: the model {contract.name} takes at most "
             f"{contract.length_limit} tokens"
         )
     if config.truncate_dim is not None and config.truncate_dim > contract.dimension:

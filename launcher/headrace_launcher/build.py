@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from tokenizers import Tokenizer
+
 from headrace.contract import Bucket, Contract, entry_name, file_hash, model_slug
 from headrace.errors import MachineError, UsageError
 from headrace_launcher import repository as repo
@@ -20,6 +22,8 @@ from headrace_launcher.repository import Host
 from headrace_launcher.tokenizer import check_tokenizer
 from headrace_launcher.triton import has_backend
 
+_MOST_ROWS, _MOST_TOKENS = 1 << 16, 1 << 22  # of a batch: a slot has memory for them
+_LONGEST_NAME = 100
 LEAST_IN_FLIGHT = 4  # on a CPU
 BUCKET_LENGTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048, 4096, 8192)
 
@@ -40,13 +44,13 @@ class Batching:
     token_budget: int | None = None
 
     def __post_init__(self) -> None:
-        for option, value in (
-            ("--buckets", min(self.buckets, default=None)),
-            ("--max-batch", self.max_batch),
-            ("--token-budget", self.token_budget),
+        for option, value, most in (
+            ("--buckets", min(self.buckets, default=None), _MOST_TOKENS),
+            ("--max-batch", self.max_batch, _MOST_ROWS),
+            ("--token-budget", self.token_budget, _MOST_TOKENS),
         ):
-            if value is not None and value < 1:
-                raise UsageError(f"{option} must be at least 1, not {value}")
+            if value is not None and not 1 <= value <= most:
+                raise UsageError(f"{option} must be from 1 to {most}, not {value}")
         if list(self.buckets) != sorted(set(self.buckets)):
             raise UsageError(
                 f"--buckets {','.join(map(str, self.buckets))}: the lengths must ascend"
@@ -110,48 +114,58 @@ def build(
         MachineError: the repository cannot be written, a GPU or a library is missing, or TensorRT
             cannot build the plan.
     """
-    if name is not None and model_slug(name) != name.lower():
+    if name is not None and (model_slug(name) != name.lower() or len(name) > _LONGEST_NAME):
         raise UsageError(
             f"--name {name!r}: a model's name has letters, digits, '.', '_' and '-' only, "
-            f"and begins and ends with a letter, a digit or '_'"
+            f"begins and ends with a letter, a digit or '_', and is at most {_LONGEST_NAME} long"
         )
     found = find_model(model, revision=revision)
-    if truncate_dim is not None and truncate_dim > found.dimension:
+    if truncate_dim is not None and not 1 <= truncate_dim <= found.dimension:
         raise UsageError(
-            f"--truncate-dim {truncate_dim}: vectors of {found.model_id} have only "
+            f"--truncate-dim {truncate_dim}: vectors of {found.model_id} have 1 to "
             f"{found.dimension} dimensions"
         )
     target = choose(engine, capability, notice)
     contract = _contract(found, target, precision, batching, truncate_dim, normalize=normalize)
-    host = Host(
-        backend=_backend(target, backend),
-        devices=target.devices,
-        plan=repo.cache_key(_made_of(found, contract)) if target.capability else "",
-    )
-    key = repo.cache_key(
-        _made_of(found, contract)
-        | {
+    backend = _backend(target, backend)
+    hosted = [file_hash(path) for path in repo.HOSTED_FILES]
+
+    def identify(contract: Contract) -> tuple[Host, str]:
+        made_of = _made_of(found, contract)
+        plan = repo.cache_key(made_of) if target.capability else ""
+        host = Host(backend=backend, devices=target.devices, plan=plan)
+        key = made_of | {
             # Neither its name, nor how many cores built it, nor the way to the model makes an
             # entry another: models/x and ./models/x are one.
             "contract": replace(contract, name="", model_id="", in_flight=0).to_json(),
-            "hosted": [file_hash(path) for path in repo.HOSTED_FILES],
+            "hosted": hosted,
             "host": repr(host),
             "pbtxt": repo.CONFIG_VERSION,
         }
-    )
+        return host, repo.cache_key(key)
+
     wanted = name or entry_name(
         model, precision=precision, truncate_dim=truncate_dim, normalize=normalize, engine=engine
     )
-    place = _Place(repository, wanted, fixed=name is not None)
+    place = _Place(
+        repository,
+        wanted,
+        fixed=name is not None,
+        any_batching=batching == Batching() and not force,
+        key_of=lambda contract: identify(contract)[1],
+    )
     if not force:  # without the lock, so that a repository that can only be read will do
-        folder, present = place.find(contract, key)
+        folder, present = place.find(contract)
         if present is not None:
             return Entry(folder=folder, contract=present, built=False)
     with repo.locked(repository):
-        folder, present = place.find(contract, key)
+        folder, present = place.find(contract)
         if present is not None and not force:
             return Entry(folder=folder, contract=present, built=False)
+        if (why := place.why_again(folder)) is not None and not force:
+            notice(f"the entry {folder.name} is built again: {why}")
         contract = replace(contract, name=folder.name)
+        host, key = identify(contract)
 
         def write(version: Path) -> None:
             made = None if force or not host.plan else repo.find_plan(repository, host.plan)
@@ -163,6 +177,7 @@ def build(
                     contract=contract,
                     elsewhere=bool(capability),
                     timing_cache=repository / f".timing-{contract.built_for}",
+                    failure_log=repository / ".failed-build.log",
                     progress=progress,
                     notice=notice,
                 )
@@ -197,6 +212,11 @@ def _contract(
         raise UsageError(
             f"--buckets end at {lengths[-1]}: {model.model_id} takes at most "
             f"{model.max_positions} tokens"
+        )
+    special = Tokenizer.from_file(str(model.tokenizer)).num_special_tokens_to_add(is_pair=False)
+    if lengths[-1] <= special:
+        raise UsageError(
+            f"--buckets end at {lengths[-1]}: {special} special tokens leave no room for text"
         )
     budget = batching.token_budget or target.token_budget
     most = batching.max_batch or target.most_rows(lengths[-1])
@@ -285,13 +305,17 @@ class _Place:
         repository: the repository.
         name: the name that is wanted.
         fixed: whether it must be that name.
+        any_batching: whether an entry with other batches than the contract's will do.
+        key_of: the key of an entry of a contract.
     """
 
     repository: Path
     name: str
     fixed: bool
+    any_batching: bool
+    key_of: Callable[[Contract], str]
 
-    def find(self, contract: Contract, key: str) -> tuple[Path, Contract | None]:
+    def find(self, contract: Contract) -> tuple[Path, Contract | None]:
         """Returns the entry's folder, and its contract if it is current.
 
         A name that is taken by another model, or by the same one built for another engine, GPU or
@@ -306,7 +330,7 @@ class _Place:
                 names = [*names[2:], *names[:2]]
         for name in names:
             entry = self._entry(name)
-            if entry is not None and entry[1] == key:
+            if entry is not None and self._is_current(entry, contract):
                 return self.repository / name, entry[0]
         for name in names[:2]:
             entry = self._entry(name)
@@ -321,6 +345,24 @@ class _Place:
                 f"is for {contract.built_for}; give it another name"
             )
         return self.repository / names[-1], None
+
+    def why_again(self, folder: Path) -> str | None:
+        """Returns why an entry that is there is not used; None where there is none."""
+        if self._entry(folder.name) is None:
+            return None
+        damage = repo.damage(folder)
+        return f"it is damaged ({damage})" if damage else "its settings or what built it differ"
+
+    def _is_current(self, entry: tuple[Contract, str], contract: Contract) -> bool:
+        there, key = entry
+        if self.any_batching:
+            contract = replace(
+                contract,
+                buckets=there.buckets,
+                token_budget=there.token_budget,
+                max_length=min(contract.max_length, there.length_limit),
+            )
+        return key == self.key_of(contract) and not repo.damage(self.repository / there.name)
 
     def _entry(self, name: str) -> tuple[Contract, str] | None:
         return repo.read_entry(self.repository / name)

@@ -15,6 +15,7 @@ from pathlib import Path
 from headrace.errors import HeadraceError
 from headrace_launcher import gpus, triton
 from headrace_launcher.engines import openvino, tensorrt
+from headrace_launcher.engines.target import PLANS
 
 _SHM = Path("/dev/shm")  # noqa: S108 -- where Linux keeps POSIX shared memory
 _SHM_NEEDED = 64 << 20
@@ -125,21 +126,29 @@ def _gpus() -> Check:
 
 
 def _tensorrt() -> Check:
-    try:
-        version = tensorrt.version("tensorrt")
-    except HeadraceError as error:
-        what, _, remedy = str(error).partition("; ")
-        return Check(name="TensorRT", mark="none", found=what, remedy=remedy)
+    found = []
+    remedy = ""
+    for engine in PLANS:
+        try:
+            found.append(f"{engine} {tensorrt.version(engine)}")
+        except HeadraceError as error:
+            if engine == "tensorrt" and gpus.driver_names():
+                remedy = str(error).partition("; ")[2]
+    if not found:
+        return Check(name="TensorRT", mark="none", found="not installed", remedy=remedy)
     backend = "its own backend" if triton.has_backend("tensorrt") else "the Python backend"
-    return Check(name="TensorRT", mark="ok", found=f"{version}, run by Triton with {backend}")
+    what = f"{', '.join(found)}; Triton runs plans with {backend}"
+    return Check(name="TensorRT", mark="ok", found=what, remedy=remedy)
 
 
 def _cuda_ipc() -> Check:
+    if not gpus.driver_names():
+        return Check(name="CUDA IPC", mark="none", found="no GPU, so no transport cuda")
     try:
-        found = importlib.util.find_spec("cuda.bindings")
+        known = importlib.util.find_spec("cuda.bindings")
     except ModuleNotFoundError:
-        found = None
-    if found is None:
+        known = None
+    if known is None:
         return Check(
             name="CUDA IPC",
             mark="none",

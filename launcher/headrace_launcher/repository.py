@@ -7,6 +7,7 @@ sees the old entry or the new one and never half of either.
 from __future__ import annotations
 
 import fcntl
+import filecmp
 import hashlib
 import json
 import os
@@ -28,6 +29,7 @@ from headrace.contract import (
     TOKENIZER_FILE,
     Bucket,
     Contract,
+    file_hash,
 )
 from headrace.errors import MachineError
 from headrace_launcher.engines.tensorrt import PLAN_FILE
@@ -35,10 +37,12 @@ from headrace_launcher.engines.tensorrt import PLAN_FILE
 CONFIG_FILE = "config.pbtxt"
 KEY_PARAMETER = "headrace_key"
 VERSION_FOLDER = "1"
+_SCRATCH_PREFIX = ".build-"
 HOSTED_FILES = tuple(sorted((Path(__file__).parent / "hosted").glob("[a-z]*.py")))
 """What Triton's Python backend runs: ``model.py`` and what it imports."""
 PLAN_PARAMETER = "headrace_plan"
-CONFIG_VERSION = 1
+FILES_PARAMETER = "headrace_files"
+CONFIG_VERSION = 2
 """Part of an entry's key: raise it whenever another config is written for the same entry."""
 # Rows of online callers' requests that run together. Triton captures a CUDA graph of each of these
 # sizes (and of the largest) at each bucket's longest row.
@@ -78,6 +82,41 @@ def read_entry(folder: Path) -> tuple[Contract, str] | None:
     except ValueError:
         return None
     return contract, config.parameters[KEY_PARAMETER].string_value
+
+
+def damage(folder: Path) -> str | None:
+    """Returns what is wrong with the files of an entry, or None.
+
+    Small ones are compared; of an engine's own only the sizes are.
+    """
+    try:
+        return next(_damages(folder), None)
+    except OSError as error:
+        return f"{Path(str(error.filename)).name} cannot be read: {error.strerror}"
+    except ValueError as error:
+        return str(error)
+
+
+def _damages(folder: Path) -> Iterator[str]:
+    config = _read_config(folder)
+    if config is None:
+        yield f"{CONFIG_FILE} cannot be read"
+        return
+    sizes = json.loads(config.parameters[FILES_PARAMETER].string_value or "{}")
+    for name, size in sizes.items():
+        if (found := (folder / name).stat().st_size) != size:
+            yield f"{name} has {found} bytes, not {size}"
+    contract = Contract.from_json(config.parameters[PARAMETER].string_value)
+    if file_hash(folder / TOKENIZER_FILE) != contract.tokenizer_hash:
+        yield f"{TOKENIZER_FILE} is another one"
+    for path in HOSTED_FILES if config.backend == "python" else ():
+        if not filecmp.cmp(path, folder / VERSION_FOLDER / path.name, shallow=False):
+            yield f"{VERSION_FOLDER}/{path.name} is another one"
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.stat().st_size for path in files}
 
 
 def devices_of(folder: Path) -> tuple[int, ...]:
@@ -175,7 +214,9 @@ def find_plan(repository: Path, plan: str) -> Path | None:
     """
     for folder in sorted(repository.iterdir()):
         config = _read_config(folder)
-        if config is not None and config.parameters[PLAN_PARAMETER].string_value == plan:
+        if config is None or config.parameters[PLAN_PARAMETER].string_value != plan:
+            continue
+        if damage(folder) is None:
             return folder / VERSION_FOLDER
     return None
 
@@ -208,7 +249,7 @@ def publish(
 
     Args:
         repository: the model repository; made if it is missing.
-        config: the entry's ``config.pbtxt``.
+        config: the entry's ``config.pbtxt``; gets the sizes of the entry's files.
         tokenizer: the model's ``tokenizer.json``, copied beside the config.
         write_engine: writes the engine's files into the version folder that it is given.
         hosted: whether Triton's Python backend runs it, with ``hosted/model.py``.
@@ -221,7 +262,7 @@ def publish(
     """
     final: Path = repository / config.name
     try:
-        with tempfile.TemporaryDirectory(dir=repository, prefix=".build-") as scratch:
+        with tempfile.TemporaryDirectory(dir=repository, prefix=_SCRATCH_PREFIX) as scratch:
             fresh = Path(scratch) / "new"
             version = fresh / VERSION_FOLDER
             version.mkdir(parents=True)
@@ -229,6 +270,7 @@ def publish(
             for path in HOSTED_FILES if hosted else ():
                 shutil.copyfile(path, version / path.name)
             shutil.copyfile(tokenizer, fresh / TOKENIZER_FILE)
+            config.parameters[FILES_PARAMETER].string_value = json.dumps(_sizes(fresh))
             (fresh / CONFIG_FILE).write_text(text_format.MessageToString(config, as_utf8=True))
             _sync_tree(fresh)
             if final.exists():
@@ -259,6 +301,8 @@ def locked(repository: Path) -> Iterator[None]:
         ) from error
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        for left in repository.glob(f"{_SCRATCH_PREFIX}*"):  # by a builder that was killed
+            shutil.rmtree(left, ignore_errors=True)
         yield
 
 

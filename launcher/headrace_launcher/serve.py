@@ -48,7 +48,8 @@ def entry_names(
         else:
             left_out.append(f"{folder.name} is left out: {why}")
     if not names and left_out:
-        raise MachineError(f"nothing can be served: {'; '.join(left_out)}; {_REMEDY}")
+        more = f"; and {len(left_out) - 2} more" if len(left_out) > 2 else ""
+        raise MachineError(f"nothing can be served: {'; '.join(left_out[:2])}{more}; {_REMEDY}")
     if not names:
         raise UsageError(
             f"the model repository {repository} has no model; build one first: headrace build MODEL"

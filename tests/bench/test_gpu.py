@@ -79,7 +79,7 @@ def test_everything_is_measured_on_a_cpu_as_on_a_gpu(tmp_path, capsys):
     assert tiny["torch_rows"] == 100
     assert tiny["cosines"]["grpc"] > 0.99999
     assert tiny["cosines"][TORCH] > 0.9999
-    assert "--transport auto takes system (server and client share memory)" in said.out
+    assert "--transport auto takes system (server and client share memory; " in said.out
     assert "where headrace loses:" in said.out
     assert "GPU  " not in said.out.split("tiny:")[0]
     assert "repetition 2 of 2: matrix product" in said.err

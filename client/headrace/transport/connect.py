@@ -82,7 +82,7 @@ class Connection:
             return self._shared(self._cuda(slots)), "asked for"
         if choice == "system":
             return self._shared(self._system(slots)), "asked for"
-        why = ""
+        why = "; not cuda: a CPU computes the model"
         if self.on_gpus:
             try:
                 return self._shared(self._cuda(slots)), "server and client share a GPU"
@@ -150,7 +150,9 @@ def connect(
     """
     host, _, port = server.rpartition(":")
     if not host or "/" in server or not port.isdigit() or not 0 < int(port) < 65536:
-        raise UsageError(f"--server {server}: expected HOST:PORT of a gRPC endpoint")
+        raise UsageError(
+            f"--server {server} (or HEADRACE_SERVER): expected HOST:PORT of a gRPC endpoint"
+        )
     client = triton.InferenceServerClient(server)
     try:
         _wait_until_live(client, server)

@@ -24,7 +24,7 @@ LIBRARIES = {
 }
 PROGRESS = "progress "
 FOUND = "found "
-_WORKSPACE = 4 << 30
+FAILED = "the build failed"
 
 
 def load(library: str) -> Any:
@@ -65,13 +65,12 @@ def build(trt: Any, options: argparse.Namespace) -> bytes:
     # FP32 is to be FP32: by default its products have the 10-bit mantissa of TF32.
     config.clear_flag(trt.BuilderFlag.TF32)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, _WORKSPACE)
     if options.capability:  # TensorRT for RTX alone builds for a GPU that is not here
         config.num_compute_capabilities = 1
         wanted = getattr(trt.ComputeCapability, f"SM{options.capability.replace('.', '')}")
         config.set_compute_capability(wanted, 0)
     if options.timing_cache is not None:
-        kept = options.timing_cache.read_bytes() if options.timing_cache.exists() else b""
+        kept = options.timing_cache.read_bytes() if options.timing_cache.is_file() else b""
         cache = config.create_timing_cache(kept)
         # One that is damaged or of another version is none: measured anew.
         if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
@@ -89,9 +88,12 @@ def build(trt: Any, options: argparse.Namespace) -> bytes:
         config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise RuntimeError("the build failed")
+        raise RuntimeError(FAILED)
     if options.timing_cache is not None:
-        write(options.timing_cache, bytes(config.get_timing_cache().serialize()))
+        try:
+            write(options.timing_cache, bytes(config.get_timing_cache().serialize()))
+        except OSError as error:  # the plan is good all the same
+            print(f"the timing cache cannot be kept: {error}", file=sys.stderr)
     return bytes(plan)
 
 

@@ -125,7 +125,11 @@ def choose(
             raise MachineError(
                 f"--engine {engine}: no NVIDIA GPU was found; build on a machine that has one "
                 f"('headrace doctor' says what is seen)"
-                + (", or name its kind with --capability" if engine == "tensorrt-rtx" else "")
+                + (
+                    "; 'headrace build' builds for one elsewhere with --capability"
+                    if engine == "tensorrt-rtx"
+                    else ""
+                )
             )
         capability = gpus[0].capability
         devices = _devices(gpus, capability)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +23,7 @@ from headrace.contract import Contract
 from headrace.errors import MachineError, MissingDependencyError, UsageError
 from headrace_launcher.engines import buildplan
 from headrace_launcher.gpus import ORDER
+from headrace_launcher.processes import die_with
 
 PLAN_VERSION = 1
 """Part of what a plan is known by: raise it whenever the same graph is built otherwise."""
@@ -116,6 +119,7 @@ class PlanBuilder:
             capability. Only TensorRT for RTX builds such.
         timing_cache: where to keep how fast each kernel was; a later build of the same engine for
             the same kind of GPU takes it from there. None keeps nothing.
+        failure_log: where to leave the library's log of a build that failed, or None.
         progress: told in a line what is being done; often.
         notice: told in a line what the user should know.
     """
@@ -123,6 +127,7 @@ class PlanBuilder:
     contract: Contract
     elsewhere: bool = False
     timing_cache: Path | None = None
+    failure_log: Path | None = None
     progress: Callable[[str], None] = lambda _: None
     notice: Callable[[str], None] = lambda _: None
 
@@ -157,11 +162,18 @@ class PlanBuilder:
         command = ["-m", buildplan.__name__, *(word for pair in options.items() for word in pair)]
         (folder / COMMAND_FILE).write_text(
             f"#!/bin/sh\n# Repeats this build with {contract.engine} {contract.engine_version}; "
-            f"run it in this folder.\nexec python {shlex.join(command)}\n"
+            f"run it in this folder, with headrace's Python (PYTHON=...).\n"
+            f'exec "${{PYTHON:-python}}" {shlex.join(command)}\n'
         )
         if self.timing_cache is not None:
             command += ["--timing-cache", str(self.timing_cache.absolute())]
-        found = _run(command, folder, contract.engine, self.progress)
+        try:
+            found = _run(command, folder, contract.engine, self.progress)
+        except MachineError as error:
+            if self.failure_log is None:
+                raise
+            shutil.copyfile(folder / LOG_FILE, self.failure_log)
+            raise MachineError(f"{error}; all that it said is in {self.failure_log}") from error
         width = found["outputs"][0]["shape"][-1]
         if width != contract.dimension:
             raise UsageError(
@@ -207,6 +219,7 @@ def _run(
             stderr=said,
             text=True,
             env=os.environ | ORDER,
+            preexec_fn=partial(die_with, os.getpid()),  # noqa: PLW1509 -- takes no lock
         )
         try:
             assert process.stdout is not None
@@ -228,6 +241,17 @@ def _run(
         text = said.read()
         log.write(text)
     if status:
-        last = text.strip().splitlines()[-1:] or [f"it ended with status {status}"]
-        raise MachineError(f"{engine} cannot build the plan: {last[0]}")
+        raise MachineError(
+            f"{engine} cannot build the plan: {_reason((folder / LOG_FILE).read_text(), status)}"
+        )
     return described
+
+
+def _reason(log: str, status: int) -> str:
+    """Returns why a build failed: what the library said last of errors, else the last line."""
+    lines = log.strip().splitlines() or [f"it ended with status {status}"]
+    errors = [line.partition("[E] ")[2] for line in lines if "[E] " in line]
+    reason = errors[-1] if errors and buildplan.FAILED in lines[-1] else lines[-1]
+    if "memory" in reason.lower():
+        reason += "; smaller batches take less: --max-batch, --token-budget, --buckets"
+    return reason

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -145,8 +146,9 @@ def test_the_command_that_is_left_repeats_the_build(rtx, minilm, contract, tmp_p
     (tmp_path / "model.plan").unlink()
     lines = (tmp_path / "build.sh").read_text().splitlines()
     assert lines[0] == "#!/bin/sh"
-    command = lines[-1].replace("exec python", sys.executable, 1)
-    subprocess.run(["/bin/sh", "-c", command], cwd=tmp_path, check=True, capture_output=True)
+    command = ["/bin/sh", "build.sh"]
+    environment = os.environ | {"PYTHON": sys.executable}
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, env=environment)
     assert (tmp_path / "model.plan").stat().st_size == pytest.approx(first, rel=0.01)
 
 
@@ -163,6 +165,28 @@ def test_a_graph_that_cannot_be_built_is_told_in_one_line(rtx, contract, tmp_pat
         build(contract, tmp_path / "scratch.onnx", tmp_path)
     assert "cannot be read" in (tmp_path / "build.log").read_text()
     assert not (tmp_path / "model.plan").exists()
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        ("", "it ended with status 3"),
+        ("a warning\nthe graph cannot be read: x", "the graph cannot be read: x"),
+        (
+            "[TRT] [E] first\n[TRT] [E] OutOfMemory (Requested size was 5 bytes.)\n"
+            "the build failed",
+            "OutOfMemory (Requested size was 5 bytes.); smaller batches take less: --max-batch, "
+            "--token-budget, --buckets",
+        ),
+    ],
+)
+def test_the_reason_of_a_failed_build_is_what_the_library_says(log, said):
+    assert tensorrt._reason(log, 3) == said
+
+
+def test_fp32_is_built_with_all_profiles(rtx, minilm, contract, tmp_path):
+    large = replace(contract, buckets=(Bucket(max_length=512, max_batch=512),), dtype="float32")
+    build(large, write(minilm, tmp_path, "fp32"), tmp_path)
 
 
 def test_profiles_are_disjoint_and_admit_what_triton_joins(contract):
