@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -269,28 +269,27 @@ def build(
         with _launcher():
             from headrace_launcher.build import Batching
             from headrace_launcher.build import build as build_entry
-        line = ProgressLine(None)
-        entry = build_entry(
-            model,
-            repository=repository,
-            revision=revision,
-            precision=precision,
-            engine=engine,
-            capability=capability,
-            backend=backend,
-            batching=Batching(
-                buckets=_numbers("--buckets", buckets),
-                max_batch=max_batch,
-                token_budget=token_budget,
-            ),
-            truncate_dim=truncate_dim,
-            normalize=normalize,
-            name=name,
-            force=force,
-            progress=line.step,
-            notice=line.notice,
-        )
-        line.close()
+        with closing(ProgressLine(None)) as line:
+            entry = build_entry(
+                model,
+                repository=repository,
+                revision=revision,
+                precision=precision,
+                engine=engine,
+                capability=capability,
+                backend=backend,
+                batching=Batching(
+                    buckets=_numbers("--buckets", buckets),
+                    max_batch=max_batch,
+                    token_budget=token_budget,
+                ),
+                truncate_dim=truncate_dim,
+                normalize=normalize,
+                name=name,
+                force=force,
+                progress=line.step,
+                notice=line.notice,
+            )
         settings = entry.contract
         _say(
             f"headrace: {'built' if entry.built else 'is current:'} {settings.name}: "
@@ -324,9 +323,8 @@ def serve(
             from headrace_launcher.serve import entry_names
             from headrace_launcher.server import Server
             from headrace_launcher.triton import find_triton
-        line = ProgressLine(None)
-        names = entry_names(models or [], repository, progress=line.step, notice=line.notice)
-        line.close()
+        with closing(ProgressLine(None)) as line:
+            names = entry_names(models or [], repository, progress=line.step, notice=line.notice)
         if not listen.startswith("127.") and listen != "localhost":
             _say(f"headrace: warning: {listen} is open to other machines, and no password is asked")
         server = Server(

@@ -180,8 +180,9 @@ def check_settings(config: EmbedConfig, contract: Contract) -> None:
     """
     if config.max_length is not None and config.max_length > contract.length_limit:
         raise UsageError(
-            f"--max-length {config.max_length}: the model {contract.name} takes at most "
-            f"{contract.length_limit} tokens"
+            f"--max-length {config.max_length}: the entry {contract.name} takes at most "
+            f"{contract.length_limit} tokens; if the model takes more, build it with longer "
+            f"--buckets"
         )
     if config.truncate_dim is not None and config.truncate_dim > contract.dimension:
         raise UsageError(

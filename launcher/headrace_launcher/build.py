@@ -157,12 +157,14 @@ def build(
     if not force:  # without the lock, so that a repository that can only be read will do
         folder, present = place.find(contract)
         if present is not None:
+            _tell_of_limit(present, contract, notice)
             return Entry(folder=folder, contract=present, built=False)
     with repo.locked(repository):
         folder, present = place.find(contract)
         if present is not None and not force:
+            _tell_of_limit(present, contract, notice)
             return Entry(folder=folder, contract=present, built=False)
-        if (why := place.why_again(folder)) is not None and not force:
+        if (why := place.why_again(folder, contract)) is not None and not force:
             notice(f"the entry {folder.name} is built again: {why}")
         contract = replace(contract, name=folder.name)
         host, key = identify(contract)
@@ -213,11 +215,13 @@ def _contract(
             f"--buckets end at {lengths[-1]}: {model.model_id} takes at most "
             f"{model.max_positions} tokens"
         )
-    special = Tokenizer.from_file(str(model.tokenizer)).num_special_tokens_to_add(is_pair=False)
-    if lengths[-1] <= special:
-        raise UsageError(
-            f"--buckets end at {lengths[-1]}: {special} special tokens leave no room for text"
-        )
+    if batching.buckets:
+        tokenizer = Tokenizer.from_file(str(model.tokenizer))
+        special = tokenizer.num_special_tokens_to_add(is_pair=False)
+        if lengths[-1] <= special:
+            raise UsageError(
+                f"--buckets end at {lengths[-1]}: {special} special tokens leave no room for text"
+            )
     budget = batching.token_budget or target.token_budget
     most = batching.max_batch or target.most_rows(lengths[-1])
     return Contract(
@@ -250,6 +254,16 @@ def _contract(
         engine_version=target.version,
         capability=target.capability,
     )
+
+
+def _tell_of_limit(entry: Contract, contract: Contract, notice: Callable[[str], None]) -> None:
+    """Says that an entry cuts rows that the model does not, where it does."""
+    if entry.max_length < contract.max_length:
+        notice(
+            f"the entry {entry.name} was built for rows of up to {entry.max_length} tokens and "
+            f"cuts longer ones; the model's own limit is {contract.max_length}: headrace build "
+            f"MODEL --force"
+        )
 
 
 def default_buckets(limit: int) -> tuple[int, ...]:
@@ -330,7 +344,9 @@ class _Place:
                 names = [*names[2:], *names[:2]]
         for name in names:
             entry = self._entry(name)
-            if entry is not None and self._is_current(entry, contract):
+            if entry is None or entry[0].name != name or not self._is_of(entry, contract):
+                continue
+            if repo.damage(self.repository / name) is None:
                 return self.repository / name, entry[0]
         for name in names[:2]:
             entry = self._entry(name)
@@ -346,14 +362,17 @@ class _Place:
             )
         return self.repository / names[-1], None
 
-    def why_again(self, folder: Path) -> str | None:
+    def why_again(self, folder: Path, contract: Contract) -> str | None:
         """Returns why an entry that is there is not used; None where there is none."""
-        if self._entry(folder.name) is None:
+        entry = self._entry(folder.name)
+        if entry is None:
             return None
-        damage = repo.damage(folder)
-        return f"it is damaged ({damage})" if damage else "its settings or what built it differ"
+        if not self._is_of(entry, contract):
+            return "its settings or what built it differ"
+        return f"it is damaged ({repo.damage(folder)})"
 
-    def _is_current(self, entry: tuple[Contract, str], contract: Contract) -> bool:
+    def _is_of(self, entry: tuple[Contract, str], contract: Contract) -> bool:
+        """Whether an entry is what would be built now."""
         there, key = entry
         if self.any_batching:
             contract = replace(
@@ -362,7 +381,7 @@ class _Place:
                 token_budget=there.token_budget,
                 max_length=min(contract.max_length, there.length_limit),
             )
-        return key == self.key_of(contract) and not repo.damage(self.repository / there.name)
+        return key == self.key_of(contract)
 
     def _entry(self, name: str) -> tuple[Contract, str] | None:
         return repo.read_entry(self.repository / name)

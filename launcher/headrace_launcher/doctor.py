@@ -125,6 +125,13 @@ def _gpus() -> Check:
     return Check(name="GPU", mark="ok", found=names)
 
 
+def _has_gpu() -> bool:
+    try:
+        return bool(gpus.find_gpus())
+    except HeadraceError:  # one is there, but cannot be asked
+        return True
+
+
 def _tensorrt() -> Check:
     found = []
     remedy = ""
@@ -132,7 +139,7 @@ def _tensorrt() -> Check:
         try:
             found.append(f"{engine} {tensorrt.version(engine)}")
         except HeadraceError as error:
-            if engine == "tensorrt" and gpus.driver_names():
+            if engine == "tensorrt" and _has_gpu():
                 remedy = str(error).partition("; ")[2]
     if not found:
         return Check(name="TensorRT", mark="none", found="not installed", remedy=remedy)
@@ -142,7 +149,7 @@ def _tensorrt() -> Check:
 
 
 def _cuda_ipc() -> Check:
-    if not gpus.driver_names():
+    if not _has_gpu():
         return Check(name="CUDA IPC", mark="none", found="no GPU, so no transport cuda")
     try:
         known = importlib.util.find_spec("cuda.bindings")

@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,13 +31,14 @@ from headrace.contract import (
     Contract,
     file_hash,
 )
-from headrace.errors import MachineError
+from headrace.errors import MachineError, UsageError
 from headrace_launcher.engines.tensorrt import PLAN_FILE
 
 CONFIG_FILE = "config.pbtxt"
 KEY_PARAMETER = "headrace_key"
 VERSION_FOLDER = "1"
 _SCRATCH_PREFIX = ".build-"
+_ENGINE_FILES = ("model.plan", "model.xml", "model.bin")
 HOSTED_FILES = tuple(sorted((Path(__file__).parent / "hosted").glob("[a-z]*.py")))
 """What Triton's Python backend runs: ``model.py`` and what it imports."""
 PLAN_PARAMETER = "headrace_plan"
@@ -102,10 +103,7 @@ def _damages(folder: Path) -> Iterator[str]:
     if config is None:
         yield f"{CONFIG_FILE} cannot be read"
         return
-    sizes = json.loads(config.parameters[FILES_PARAMETER].string_value or "{}")
-    for name, size in sizes.items():
-        if (found := (folder / name).stat().st_size) != size:
-            yield f"{name} has {found} bytes, not {size}"
+    yield from _engine_damages(folder, config)
     contract = Contract.from_json(config.parameters[PARAMETER].string_value)
     if file_hash(folder / TOKENIZER_FILE) != contract.tokenizer_hash:
         yield f"{TOKENIZER_FILE} is another one"
@@ -114,9 +112,24 @@ def _damages(folder: Path) -> Iterator[str]:
             yield f"{VERSION_FOLDER}/{path.name} is another one"
 
 
+def _engine_damages(folder: Path, config: pb.ModelConfig) -> Iterator[str]:
+    sizes = json.loads(config.parameters[FILES_PARAMETER].string_value or "{}")
+    for name, size in sizes.items():
+        if (found := (folder / name).stat().st_size) != size:
+            yield f"{name} has {found} bytes, not {size}"
+
+
 def _sizes(folder: Path) -> dict[str, int]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.stat().st_size for path in files}
+    files = [folder / VERSION_FOLDER / name for name in _ENGINE_FILES]
+    return {str(path.relative_to(folder)): path.stat().st_size for path in files if path.is_file()}
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder, which may be damaged, is an entry and not somebody else's model."""
+    with suppress(OSError):
+        if PARAMETER in (folder / CONFIG_FILE).read_text(errors="replace"):
+            return True
+    return (folder / TOKENIZER_FILE).exists() or not any(folder.iterdir())
 
 
 def devices_of(folder: Path) -> tuple[int, ...]:
@@ -216,8 +229,9 @@ def find_plan(repository: Path, plan: str) -> Path | None:
         config = _read_config(folder)
         if config is None or config.parameters[PLAN_PARAMETER].string_value != plan:
             continue
-        if damage(folder) is None:
-            return folder / VERSION_FOLDER
+        with suppress(OSError, ValueError):  # what hosts it may be another version's
+            if next(_engine_damages(folder, config), None) is None:
+                return folder / VERSION_FOLDER
     return None
 
 
@@ -258,9 +272,15 @@ def publish(
         The entry's folder.
 
     Raises:
+        UsageError: a model that is not headrace's has that name.
         MachineError: the repository cannot be written.
     """
     final: Path = repository / config.name
+    if final.is_dir() and not _is_ours(final):
+        raise UsageError(
+            f"{final} is a model that headrace has not built; give this one another --name, or "
+            f"pass another --repository"
+        )
     try:
         with tempfile.TemporaryDirectory(dir=repository, prefix=_SCRATCH_PREFIX) as scratch:
             fresh = Path(scratch) / "new"

@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from headrace.contract import Contract
 from headrace.errors import MachineError, UsageError
 from headrace_launcher.build import Entry, build
 from headrace_launcher.engines.target import misfit
-from headrace_launcher.repository import devices_of, read_entry
+from headrace_launcher.repository import damage, devices_of, read_entry
 
-_REMEDY = "build it on this machine: headrace build MODEL"
+_REMEDY = "build it again on this machine: headrace build MODEL"
 
 
 def entry_names(
@@ -43,7 +44,7 @@ def entry_names(
         entry = read_entry(folder)
         if entry is None:
             continue
-        if (why := misfit(entry[0], devices_of(folder))) is None:
+        if (why := _fault(folder, entry[0])) is None:
             names.append(folder.name)
         else:
             left_out.append(f"{folder.name} is left out: {why}")
@@ -63,6 +64,18 @@ def _entry_name(model: str, repository: Path, built: Callable[[str], Entry]) -> 
     entry = read_entry(repository / model) if "/" not in model else None
     if entry is None:
         return built(model).contract.name
-    if (why := misfit(entry[0], devices_of(repository / model))) is not None:
-        raise MachineError(f"the entry {model} cannot be served: {why}; {_REMEDY}")
-    return model
+    why = _fault(repository / model, entry[0])
+    if why is None:
+        return model
+    try:
+        return built(model).contract.name  # the name of a model, too, and not of an entry alone
+    except UsageError:
+        raise MachineError(f"the entry {model} cannot be served: {why}; {_REMEDY}") from None
+
+
+def _fault(folder: Path, contract: Contract) -> str | None:
+    """Returns why an entry cannot be served here, or None."""
+    if (why := misfit(contract, devices_of(folder))) is not None:
+        return why
+    harm = damage(folder)
+    return None if harm is None else f"it is damaged ({harm})"

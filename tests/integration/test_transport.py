@@ -256,6 +256,8 @@ def test_entries_beside_each_other_are_chosen_by_what_is_asked_for(repository, t
         assert chosen(f"{base}-fp16", base, precision="fp16") == plan
         assert chosen(base, engine="tensorrt", exact=True) == base  # refused later, with the reason
         assert chosen(plan) == plan
+        # One that does not fit does not hide another that does.
+        assert chosen(f"{base}-openvino", base, engine="openvino", precision="fp32") == base
         with pytest.raises(UsageError, match=f"no model {base}-x ready"):
             chosen(f"{base}-x")
     with Server(find_triton(), tmp_path, [NULL]) as server:

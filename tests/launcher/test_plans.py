@@ -196,25 +196,32 @@ def test_a_backend_that_cannot_run_the_engine_is_refused(tmp_path):
 
 
 def test_only_what_this_machine_can_run_is_served(rtx, tmp_path, monkeypatch):
-    plan = build_rtx(tmp_path)
-    with pytest.raises(MachineError, match=r"nothing can be served: .*no NVIDIA GPU.*build it on"):
+    build_rtx(tmp_path, name="mine")
+    with pytest.raises(MachineError, match=r"nothing can be served: .*no NVIDIA GPU; build it"):
         entry_names([], tmp_path)
     cpu = build(MODEL, repository=tmp_path, engine="null")
     said = []
     assert entry_names([], tmp_path, notice=said.append) == [cpu.folder.name]
     assert len(said) == 1
-    assert said[0].startswith(f"{plan.folder.name} is left out: it was built for tensorrt-rtx-")
-    with pytest.raises(MachineError, match=f"the entry {plan.folder.name} cannot be served"):
-        entry_names([plan.folder.name], tmp_path)
+    assert said[0].startswith("mine is left out: it was built for tensorrt-rtx-")
+    with pytest.raises(MachineError, match="the entry mine cannot be served"):
+        entry_names(["mine"], tmp_path)
     monkeypatch.setattr(target, "find_gpus", lambda: [gpu("8.9")])
-    assert entry_names([], tmp_path) == [plan.folder.name, cpu.folder.name]
+    assert entry_names([], tmp_path) == [cpu.folder.name, "mine"]
     monkeypatch.setattr(target, "find_gpus", lambda: [gpu("9.0")])
     with pytest.raises(MachineError, match=r"only GPUs of compute capability 9\.0"):
-        entry_names([plan.folder.name], tmp_path)
+        entry_names(["mine"], tmp_path)
     monkeypatch.setattr(target, "find_gpus", lambda: [gpu("8.9")])
     monkeypatch.setattr(tensorrt, "version", lambda engine: "9.9.9")
     with pytest.raises(MachineError, match=r"and here is tensorrt-rtx 9\.9\.9"):
-        entry_names([plan.folder.name], tmp_path)
+        entry_names(["mine"], tmp_path)
+
+
+def test_a_model_whose_plan_is_anothers_is_built_for_this_machine(rtx, tmp_path):
+    plan = build_rtx(tmp_path)
+    assert plan.folder.name == MODEL
+    assert entry_names([MODEL], tmp_path) == [f"{MODEL}-openvino"]
+    assert entry_names([MODEL], tmp_path) == [f"{MODEL}-openvino"]
 
 
 def test_an_entry_whose_library_is_missing_here_is_left_out(tmp_path, monkeypatch):
@@ -257,6 +264,10 @@ def test_an_entry_with_batches_of_its_own_is_kept_until_others_are_asked_for(tmp
     first = build(MODEL, repository=tmp_path, engine="openvino", batching=own)
     kept = build(MODEL, repository=tmp_path, engine="openvino")
     assert (kept.built, kept.contract) == (False, first.contract)
+    said = []
+    build(MODEL, repository=tmp_path, engine="openvino", notice=said.append)
+    assert len(said) == 1
+    assert "rows of up to 40 tokens and cuts longer ones; the model's own limit is 256" in said[0]
     assert entry_names([MODEL], tmp_path) == [first.folder.name]
     said = []
     other = Batching(buckets=(16, 48))
@@ -276,7 +287,7 @@ def test_an_entry_with_batches_of_its_own_is_kept_until_others_are_asked_for(tmp
         ("1/model.plan", None, "model.plan cannot be read: No such file"),
         ("1/gpu.py", None, "gpu.py cannot be read: No such file"),
         ("1/gpu.py", "same length", "1/gpu.py is another one"),
-        ("tokenizer.json", b"{}", "tokenizer.json has 2 bytes, not "),
+        ("tokenizer.json", b"{}", "tokenizer.json is another one"),
     ],
 )
 def test_a_damaged_entry_is_built_again_and_nothing_is_taken_from_it(
@@ -350,3 +361,47 @@ def test_what_could_never_be_used_is_not_built(tmp_path, settings, said):
     with pytest.raises(UsageError, match=said):
         build(MODEL, repository=tmp_path / "none", engine="null", **settings)
     assert not (tmp_path / "none").exists()
+
+
+def test_a_model_that_is_somebody_elses_is_left_alone(tmp_path):
+    other = tmp_path / MODEL
+    (other / "1").mkdir(parents=True)
+    (other / "config.pbtxt").write_text('backend: "onnxruntime"')
+    (other / "1" / "model.onnx").write_bytes(b"theirs")
+    with pytest.raises(UsageError, match=r"has not built; give this one another --name"):
+        build(MODEL, repository=tmp_path, engine="openvino")
+    assert (other / "1" / "model.onnx").read_bytes() == b"theirs"
+    (other / "config.pbtxt").unlink()  # Triton needs none
+    with pytest.raises(UsageError, match="has not built"):
+        build(MODEL, repository=tmp_path, engine="openvino", force=True)
+
+
+def test_a_plan_outlives_another_version_of_what_hosts_it(rtx, tmp_path, monkeypatch):
+    first = build_rtx(tmp_path)
+    hosted = tmp_path / "hosted"
+    hosted.mkdir()
+    for path in repository.HOSTED_FILES:
+        (hosted / path.name).write_text(path.read_text() + "# newer\n")
+    monkeypatch.setattr(repository, "HOSTED_FILES", tuple(sorted(hosted.glob("*.py"))))
+
+    def refused(*_):
+        raise AssertionError("a plan was built")
+
+    monkeypatch.setattr(tensorrt.PlanBuilder, "convert", refused)
+    said = []
+    again = build_rtx(tmp_path, notice=said.append)
+    assert again.built
+    assert said == [
+        f"the entry {MODEL} is built again: its settings or what built it differ",
+        f"the plan is that of {MODEL}, which was made of the same",
+    ]
+    assert (first.folder / "1" / "gpu.py").read_text().endswith("# newer\n")
+
+
+def test_a_damaged_entry_is_not_served(tmp_path):
+    entry = build(MODEL, repository=tmp_path, engine="null", name="mine")
+    (entry.folder / "1" / "null.py").unlink()
+    with pytest.raises(MachineError, match=r"the entry mine cannot be served: it is damaged"):
+        entry_names(["mine"], tmp_path)
+    with pytest.raises(MachineError, match=r"mine is left out: it is damaged \(null.py cannot be"):
+        entry_names([], tmp_path)

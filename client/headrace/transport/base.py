@@ -135,6 +135,7 @@ class Transport(ABC):
         self._free: deque[Slot] = deque()
         self._done: queue.SimpleQueue[Slot] = queue.SimpleQueue()
         self._in_flight = 0
+        self._closed = False
 
     @property
     def in_flight(self) -> int:
@@ -201,6 +202,9 @@ class Transport(ABC):
 
     def close(self) -> None:
         """Waits for what is in flight, then frees everything; idempotent."""
+        if self._closed:
+            return
+        self._closed = True
         answered = False
         try:
             while self._in_flight:

@@ -189,28 +189,40 @@ def _choose(
     exact: bool,
 ) -> tuple[Any, Contract]:
     """Returns the config and the contract of the entry to use."""
-    have = sorted(
-        model.name for model in client.get_model_repository_index().models if model.state == "READY"
-    )
+    ready = _ready(client, names, exact=exact)
+    unfit: list[tuple[Any, Contract]] = []
+    wrong: list[ServerError] = []
     for name in names:
         pattern = re.compile(re.escape(name) if exact else rf"{re.escape(name)}(-{BUILT_FOR})?")
-        entries = []
-        for found in filter(pattern.fullmatch, have):  # the name itself comes first
+        fitting: list[tuple[Any, Contract]] = []
+        for found in filter(pattern.fullmatch, ready):  # the name itself comes first
             config = client.get_model_config(found).config
-            entries.append((config, _contract(config, server)))
-        fitting = [
-            (config, contract)
-            for config, contract in entries
-            if engine in {"auto", contract.engine} and precision in {"auto", contract.precision}
-        ]
+            try:
+                contract = _contract(config, server)
+            except ServerError as error:
+                wrong.append(error)
+                continue
+            fits = engine in {"auto", contract.engine} and precision in {"auto", contract.precision}
+            (fitting if fits else unfit).append((config, contract))
         if fitting:
             return max(fitting, key=lambda entry: _on_gpus(entry[0]))
-        if entries:  # what is wrong with it is said when the settings are checked
-            return entries[0]
+    if unfit:  # what is wrong with it is said when the settings are checked
+        return unfit[0]
+    if wrong:
+        raise wrong[0]
     raise UsageError(
         f"the server {server} has no model {' or '.join(names)} ready; "
-        f"it has: {', '.join(have) or 'none'}"
+        f"it has: {', '.join(ready) or 'none'}"
     )
+
+
+def _ready(client: triton.InferenceServerClient, names: Sequence[str], *, exact: bool) -> list[str]:
+    """Returns the names of the models that are ready: all, or those of ``names``."""
+    if not exact:
+        with suppress(triton.InferenceServerException):  # a server may not tell
+            listed = client.get_model_repository_index(client_timeout=CONNECT_SECONDS).models
+            return sorted(model.name for model in listed if model.state == "READY")
+    return [name for name in names if client.is_model_ready(name, client_timeout=CONNECT_SECONDS)]
 
 
 def _on_gpus(config: Any) -> bool:

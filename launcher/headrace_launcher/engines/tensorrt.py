@@ -10,6 +10,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,7 +26,7 @@ from headrace_launcher.engines import buildplan
 from headrace_launcher.gpus import ORDER
 from headrace_launcher.processes import die_with
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 """Part of what a plan is known by: raise it whenever the same graph is built otherwise."""
 PLAN_FILE = "model.plan"
 GRAPH_FILE = "model.onnx"
@@ -172,7 +173,10 @@ class PlanBuilder:
         except MachineError as error:
             if self.failure_log is None:
                 raise
-            shutil.copyfile(folder / LOG_FILE, self.failure_log)
+            try:
+                shutil.copyfile(folder / LOG_FILE, self.failure_log)
+            except OSError:
+                raise error from None  # that is what matters
             raise MachineError(f"{error}; all that it said is in {self.failure_log}") from error
         width = found["outputs"][0]["shape"][-1]
         if width != contract.dimension:
@@ -249,6 +253,9 @@ def _run(
 
 def _reason(log: str, status: int) -> str:
     """Returns why a build failed: what the library said last of errors, else the last line."""
+    if status < 0:
+        killer = signal.Signals(-status).name
+        return f"it was ended by {killer} (if memory ran out, the kernel's log says so)"
     lines = log.strip().splitlines() or [f"it ended with status {status}"]
     errors = [line.partition("[E] ")[2] for line in lines if "[E] " in line]
     reason = errors[-1] if errors and buildplan.FAILED in lines[-1] else lines[-1]

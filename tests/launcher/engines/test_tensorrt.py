@@ -182,6 +182,7 @@ def test_a_graph_that_cannot_be_built_is_told_in_one_line(rtx, contract, tmp_pat
 )
 def test_the_reason_of_a_failed_build_is_what_the_library_says(log, said):
     assert tensorrt._reason(log, 3) == said
+    assert tensorrt._reason(log, -9).startswith("it was ended by SIGKILL (if memory ran out")
 
 
 def test_fp32_is_built_with_all_profiles(rtx, minilm, contract, tmp_path):
