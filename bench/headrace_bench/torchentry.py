@@ -17,6 +17,7 @@ from headrace_launcher import repository as repo
 from headrace_launcher.build import Batching, Entry, default_buckets
 from headrace_launcher.encoder.bert import Shape
 from headrace_launcher.encoder.weights import Weights
+from headrace_launcher.engines.target import cpu_target, gpu_target
 from headrace_launcher.gpus import find_gpus
 from headrace_launcher.models import Model
 from headrace_launcher.repository import Host
@@ -27,9 +28,7 @@ ENGINE_FILE = Path(__file__).with_name("torchbert.py")
 # The names that the engine reads; it is not imported here, since torch may not be installed.
 WEIGHTS_FILE = "weights.npz"
 GEOMETRY_FILE = "geometry.json"
-# As the launcher has them for TensorRT and OpenVINO: padded tokens and rows of a batch, what
-# lengths are rounded up to, batches in flight.
-_BATCHES = {"cuda": (1 << 16, 512, 4, 2), "cpu": (2048, 64, 1, 2)}
+_IN_FLIGHT = 2  # on a CPU: one computed, one next
 
 Array = NDArray[np.float32]
 
@@ -80,15 +79,15 @@ def publish_entry(
     shape = Shape.of(model.config, pad_id=model.pad_id)
     if shape.activation != "gelu":
         raise UsageError(f"{model.model_id}: {ENGINE} has only gelu, not {shape.activation}")
-    capability = ""
+    target = cpu_target(ENGINE, torch_version())
     if device == "cuda":
         gpus = find_gpus()
         if not gpus:
             raise MachineError(f"{ENGINE}: no NVIDIA GPU was found; name the device cpu")
-        capability = gpus[0].capability
+        target = gpu_target(ENGINE, torch_version(), gpus[0].capability)
     batching = batching or Batching()
-    budget, most, pad_multiple, in_flight = _BATCHES[device]
-    budget, most = batching.token_budget or budget, batching.max_batch or most
+    budget = batching.token_budget or target.token_budget
+    most = batching.max_batch or target.max_batch
     lengths = batching.buckets or default_buckets(model.max_positions)
     contract = Contract(
         name=name or f"{model_slug(model.model_id)}-{ENGINE}-{precision}",
@@ -99,7 +98,7 @@ def publish_entry(
         max_length=min(model.max_length, lengths[-1]),
         vocab_size=check_tokenizer(model),
         pad_id=model.pad_id,
-        pad_multiple=pad_multiple,
+        pad_multiple=target.pad_multiple,
         pooling=model.pooling,
         normalized=True,
         dimension=model.dimension,
@@ -111,10 +110,10 @@ def publish_entry(
             Bucket(max_length=n, max_batch=max(1, min(most, budget // n))) for n in lengths
         ),
         token_budget=budget,
-        in_flight=in_flight,
+        in_flight=target.in_flight or _IN_FLIGHT,
         engine=ENGINE,
-        engine_version=torch_version(),
-        capability=capability,
+        engine_version=target.version,
+        capability=target.capability,
     )
 
     def write(folder: Path) -> None:

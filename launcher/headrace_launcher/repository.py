@@ -257,7 +257,6 @@ def publish(
     *,
     tokenizer: Path,
     write_engine: Callable[[Path], None],
-    hosted: bool = True,
 ) -> Path:
     """Builds the entry that ``config`` describes and puts it into the repository, atomically.
 
@@ -266,7 +265,6 @@ def publish(
         config: the entry's ``config.pbtxt``; gets the sizes of the entry's files.
         tokenizer: the model's ``tokenizer.json``, copied beside the config.
         write_engine: writes the engine's files into the version folder that it is given.
-        hosted: whether Triton's Python backend runs it, with ``hosted/model.py``.
 
     Returns:
         The entry's folder.
@@ -287,7 +285,7 @@ def publish(
             version = fresh / VERSION_FOLDER
             version.mkdir(parents=True)
             write_engine(version)
-            for path in HOSTED_FILES if hosted else ():
+            for path in HOSTED_FILES if config.backend == "python" else ():
                 shutil.copyfile(path, version / path.name)
             shutil.copyfile(tokenizer, fresh / TOKENIZER_FILE)
             config.parameters[FILES_PARAMETER].string_value = json.dumps(_sizes(fresh))

@@ -13,21 +13,18 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_options_of_embed_are_those_of_the_command():
+@pytest.mark.parametrize(
+    ("command", "begin", "end"),
+    [
+        ("embed", "### Options of `headrace embed`", "###"),
+        ("build", "| option of `build` |", "\n\n"),
+    ],
+)
+def test_the_options_are_those_of_the_command(command, begin, end):
     shown = subprocess.run(
-        [sys.executable, "-m", "headrace", "embed", "--help"], capture_output=True, check=True
+        [sys.executable, "-m", "headrace", command, "--help"], capture_output=True, check=True
     ).stdout.decode()
-    section = README.split("### Options of `headrace embed`")[1].split("###")[0]
-    told = set(re.findall(r"`(--[a-z-]+)`", section))
-    offered = set(re.findall(r"--[a-z-]+", shown)) - {"--help", "--normalize"}
-    assert told == offered
-
-
-def test_the_options_of_build_are_those_of_the_command():
-    shown = subprocess.run(
-        [sys.executable, "-m", "headrace", "build", "--help"], capture_output=True, check=True
-    ).stdout.decode()
-    section = README.split("| option of `build` |")[1].split("\n\n")[0]
+    section = README.split(begin)[1].split(end)[0]
     told = set(re.findall(r"`(--[a-z-]+)`", section))
     offered = set(re.findall(r"--[a-z-]+", shown)) - {"--help", "--normalize"}
     assert told == offered

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import pytest
 
 from headrace.contract import Contract
 from headrace.errors import MachineError, MissingDependencyError, ServerError, UsageError
+from headrace_launcher import server as server_module
 from headrace_launcher import triton
 from headrace_launcher.server import SHM, Server
 
@@ -210,3 +213,31 @@ def test_an_interrupt_while_it_stops_leaves_nothing_either(repository, monkeypat
     assert process.poll() is not None
     assert not list(SHM.glob(f"{server._shm_prefix}*"))
     assert not Path(scratch).exists()
+
+
+def test_the_short_name_of_the_driver_is_made_where_only_the_long_one_is(tmp_path, monkeypatch):
+    """A library of the system stands in for the driver's."""
+    source = next(
+        line.split()[-1]
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if line.endswith((".so", ".so.6", ".so.1"))
+    )
+    driver = tmp_path / "libcuda.so.1"
+    shutil.copy(source, driver)
+    monkeypatch.setenv("LD_LIBRARY_PATH", "")
+    real = ctypes.CDLL
+
+    def load(name):
+        if name == "libcuda.so":
+            raise OSError("cannot open shared object file")
+        return real(str(driver))
+
+    monkeypatch.setattr(server_module.ctypes, "CDLL", load)
+    environment = server_module._environment(triton.find_triton(), tmp_path)
+    assert str(tmp_path) not in environment["LD_LIBRARY_PATH"]
+    folder = tmp_path / server_module.DRIVER_FOLDER
+    server_module.link_driver(folder)
+    assert (folder / "libcuda.so").resolve() == driver
+    environment = server_module._environment(triton.find_triton(), tmp_path)
+    assert str(folder) in environment["LD_LIBRARY_PATH"].split(":")
+    assert environment["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"

@@ -38,7 +38,6 @@ def publish(folder, contract, host, tokenizer):
         folder,
         repo.entry_config(contract, host, key="k"),
         tokenizer=tokenizer,
-        hosted=host.backend == "python",
         write_engine=lambda version: (version / "model.plan").write_bytes(b"no plan"),
     )
 

@@ -12,6 +12,8 @@ import pytest
 
 from client.fakecuda import FakeDriver
 from client.fakes import as_halves, vectors_of
+from headrace_launcher.engines import buildplan
+from headrace_launcher.hosted import gpu
 from headrace_launcher.hosted.device import Exported, imported
 from headrace_launcher.hosted.engine import DeviceArray
 from headrace_launcher.hosted.gpu import GpuEngine, TensorRtEngine
@@ -289,3 +291,7 @@ def test_a_plan_of_another_version_is_refused_with_the_remedy(tmp_path, monkeypa
     monkeypatch.setitem(sys.modules, "tensorrt_bindings", None)
     with pytest.raises((RuntimeError, ImportError), match="tensorrt"):
         TensorRtEngine(tmp_path, settings, 0)
+
+
+def test_what_hosts_a_plan_knows_the_libraries_that_build_one():
+    assert gpu._MODULES == buildplan.LIBRARIES  # it can import nothing of headrace

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from headrace.errors import MachineError, MissingDependencyError
 from headrace.transport.base import Slot, SlotSize, server_errors
-from headrace.transport.memory import REGISTER_SECONDS, TIDY_SECONDS, Memory, region_name
+from headrace.transport.memory import REGISTER_SECONDS, TIDY_SECONDS, Memory, Place, region_name
 
 _HANDLE_BYTES = 64  # CU_IPC_HANDLE_SIZE
 _BLOCK = 2 << 20  # bytes
@@ -93,16 +93,14 @@ class CudaMemory(Memory):
 
     def hand_over(self, slot: Slot) -> None:
         """See :meth:`Memory.hand_over`."""
-        region, start = self._region_of(slot.index)
-        tokens = slot.rows * slot.length * 4
-        region.send([(start, tokens), (start + self.layout.mask, tokens)], self._events[slot.index])
+        region, _ = self._region_of(slot.index)
+        ids, mask, _ = self.places(slot)
+        region.send([ids, mask], self._events[slot.index])
 
     def fetch(self, slot: Slot) -> None:
         """See :meth:`Memory.fetch`."""
-        region, start = self._region_of(slot.index)
-        region.fetch(
-            start + self.layout.vectors, self._vector_bytes(slot), self._events[slot.index]
-        )
+        region, _ = self._region_of(slot.index)
+        region.fetch(self.places(slot)[2], self._events[slot.index])
 
     def vectors(self, slot: Slot) -> NDArray[np.floating[Any]]:
         """See :meth:`Memory.vectors`."""
@@ -199,18 +197,19 @@ class _Region:
         view: NDArray[Any] = np.frombuffer(self._bytes, dtype, count, start)
         return view
 
-    def send(self, pieces: Sequence[tuple[int, int]], event: Any) -> None:
-        """Copies pieces, first byte and bytes each, to the GPU, and waits until they are there."""
+    def send(self, places: Sequence[Place], event: Any) -> None:
+        """Copies what lies at some places to the GPU, and waits until it is there."""
         self._enter()
         call = self._driver.call
-        for at, size in pieces:
+        for _, at, size in places:
             call("cuMemcpyHtoDAsync", self._memory + at, self._host + at, size, self._to_gpu)
         call("cuEventRecord", event, self._to_gpu)
         call("cuEventSynchronize", event)
 
-    def fetch(self, at: int, size: int, event: Any) -> None:
-        """Starts to copy a piece to the host; ``event`` says when it is there."""
+    def fetch(self, place: Place, event: Any) -> None:
+        """Starts to copy what lies at a place to the host; ``event`` says when it is there."""
         self._enter()
+        _, at, size = place
         call = self._driver.call
         call("cuMemcpyDtoHAsync", self._host + at, self._memory + at, size, self._to_host)
         call("cuEventRecord", event, self._to_host)

@@ -78,7 +78,11 @@ class Memory(ABC):
         return [
             Place(region, start, tokens),
             Place(region, start + self.layout.mask, tokens),
-            Place(region, start + self.layout.vectors, self._vector_bytes(slot)),
+            Place(
+                region,
+                start + self.layout.vectors,
+                slot.rows * self.size.dimension * self.size.dtype.itemsize,
+            ),
         ]
 
     def hand_over(self, slot: Slot) -> None:  # noqa: B027 -- nothing to do where it is one memory
@@ -101,9 +105,6 @@ class Memory(ABC):
     @abstractmethod
     def _whereabouts(self, slot: Slot) -> tuple[str, int]:
         """Returns the region that the slot lies in, and its first byte there."""
-
-    def _vector_bytes(self, slot: Slot) -> int:
-        return slot.rows * self.size.dimension * self.size.dtype.itemsize
 
 
 def region_name() -> str:

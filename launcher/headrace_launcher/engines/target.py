@@ -112,9 +112,7 @@ def choose(
         # As a GPU's: nothing is computed, so a request costs more than its rows.
         return Target(engine=engine, version="1", token_budget=1 << 16, max_batch=1024)
     if engine == "openvino":
-        # Larger batches were not faster, and small ones pad less (docs/benchmarks.md).
-        version = openvino.version()
-        return Target(engine=engine, version=version, token_budget=2048, max_batch=64)
+        return cpu_target(engine, openvino.version())
     version = tensorrt.version(engine)
     if capability:
         tensorrt.check_capability(capability)
@@ -133,6 +131,17 @@ def choose(
             )
         capability = gpus[0].capability
         devices = _devices(gpus, capability)
+    return gpu_target(engine, version, capability, devices)
+
+
+def cpu_target(engine: str, version: str) -> Target:
+    """Returns the target of an engine that computes on the CPU."""
+    # Larger batches were not faster, and small ones pad less (docs/benchmarks.md).
+    return Target(engine=engine, version=version, token_budget=2048, max_batch=64)
+
+
+def gpu_target(engine: str, version: str, capability: str, devices: tuple[int, ...] = ()) -> Target:
+    """Returns the target of an engine that computes on GPUs; its batches are yet unmeasured."""
     return Target(
         engine=engine,
         version=version,
