@@ -6,6 +6,7 @@ import dataclasses
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from importlib.metadata import version
@@ -401,6 +402,7 @@ def _exits() -> Iterator[None]:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP: so be it
             signal.signal(number, _terminate)
+    hook, sys.unraisablehook = sys.unraisablehook, _send_again
     try:
         yield
     except HeadraceError as error:
@@ -417,6 +419,8 @@ def _exits() -> Iterator[None]:
         _say(f"headrace: error: {error.strerror or error}")
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter would say so once more
         raise typer.Exit(EXIT_ENVIRONMENT) from error
+    finally:
+        sys.unraisablehook = hook
 
 
 @contextmanager
@@ -434,6 +438,21 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
     if not all(word.isdecimal() for word in words):
         raise UsageError(f"{option} {text}: expected numbers with commas between, as 32,64,128")
     return tuple(map(int, words))
+
+
+def _send_again(ignored: sys.UnraisableHookArgs) -> None:
+    """Sends a signal again that came while a destructor ran.
+
+    Python ignores what is raised there, and so the interruption would be lost.
+    """
+    error = ignored.exc_value
+    if not isinstance(error, KeyboardInterrupt):
+        sys.__unraisablehook__(ignored)
+        return
+    number = error.number if isinstance(error, Terminated) else signal.SIGINT
+    again = threading.Timer(0.05, os.kill, (os.getpid(), number))  # not while this runs
+    again.daemon = True
+    again.start()
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -491,3 +491,32 @@ def test_doctor_names_what_it_found(headrace):
     assert done.returncode == 0, done.stdout
     for name in (b"Python", b"libpython", b"Triton", b"OpenVINO", b"GPU", b"shm", b"gRPC"):
         assert name in done.stdout
+
+
+DESTRUCTOR = """
+import os, signal, sys, time
+import typer
+from headrace import cli
+
+class Slow:
+    def __del__(self):
+        os.kill(os.getpid(), int(sys.argv[1]))
+        time.sleep(0.2)
+
+try:
+    with cli._exits():
+        slow = Slow()
+        del slow
+        time.sleep(20)
+        print("it went on")
+except typer.Exit as done:
+    sys.exit(done.exit_code)
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_meets_a_destructor_is_not_lost(number, code):
+    command = [sys.executable, "-c", DESTRUCTOR, str(int(number))]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (code, b"")
+    assert b"Exception ignored" not in done.stderr
