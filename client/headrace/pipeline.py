@@ -264,7 +264,13 @@ class _Inline:
         self.word_cache = self._tokenizer.cache_note
         self._transport, self.transport_reason = job.connection.open_transport(job.config.transport)
         self.transport = self._transport.name
-        self._feeder = Feeder(job.config, contract, self._tokenizer, self._transport, job.counters)
+        try:
+            self._feeder = Feeder(
+                job.config, contract, self._tokenizer, self._transport, job.counters
+            )
+        except BaseException:  # an interruption, while its loops are loaded
+            self._transport.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -292,7 +292,7 @@ DYING = """
 import os, sys
 from headrace.transport import connect
 connection = connect(sys.argv[1], [sys.argv[2]])
-connection.open_transport("system")
+kept = connection.open_transport("system")
 os.kill(os.getpid(), 9)
 """
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import weakref
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,8 @@ class _Region:
         self.size = size
         self.gone = False
         path = SHM / self.name
+        # Also where an interruption comes before anybody could call remove.
+        self._unlink = weakref.finalize(self, path.unlink, missing_ok=True)
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         except OSError as error:
@@ -111,7 +114,7 @@ class _Region:
             os.posix_fallocate(descriptor, 0, size)
             self._map = mmap.mmap(descriptor, size)
         except OSError as error:
-            path.unlink(missing_ok=True)
+            self._unlink()
             if error.errno not in {errno.ENOSPC, errno.ENOMEM, errno.EDQUOT}:
                 raise
             raise MachineError(
@@ -128,7 +131,7 @@ class _Region:
     def remove(self) -> None:
         """Unlinks the object; the memory goes when the last view of it does."""
         self.gone = True
-        (SHM / self.name).unlink(missing_ok=True)
+        self._unlink()
 
 
 def sweep(client: triton.InferenceServerClient | None = None) -> None:
