@@ -52,8 +52,11 @@ class Ahead(Generic[T]):
         """Whether the last item has been given out."""
         return self._end is not None
 
-    def take(self, *, wait: bool = True) -> T | None:
-        """Returns the next item; None at the end or, without ``wait``, if none is ready.
+    def take(self, seconds: float | None = None) -> T | None:
+        """Returns the next item; None at the end, or if none is ready in time.
+
+        Args:
+            seconds: how long to wait at most; None for as long as it takes.
 
         Raises:
             BaseException: what the iterator raised, in its place.
@@ -61,7 +64,7 @@ class Ahead(Generic[T]):
         if self._end is not None:
             return None
         try:
-            item = self._queue.get(block=wait)
+            item = self._queue.get(block=seconds != 0, timeout=seconds or None)
         except queue.Empty:
             return None
         if not isinstance(item, _End):

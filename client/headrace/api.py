@@ -29,10 +29,18 @@ from headrace.errors import (
     UsageError,
 )
 from headrace.inputs import Input, find_inputs
+from headrace.lifeline import Elsewhere, Ours
 from headrace.pipeline import run as run_pipeline
 from headrace.progress import Counters, ProgressLine
 from headrace.report import Report
-from headrace.sinks import check_output, errors_path
+from headrace.sinks import (
+    check_output,
+    check_unlocked,
+    errors_path,
+    manifest_path,
+    partial_folder,
+)
+from headrace.stopping import Stop
 from headrace.transport import Connection, connect
 
 
@@ -57,10 +65,14 @@ class Settings(TypedDict, total=False):
     tokenizer: str | PathLike[str] | None
     on_error: OnError
     overwrite: bool
+    extend: bool
     feeders: int | Literal["auto"]
     word_cache: WordCacheChoice
     quiet: bool
     report: str | PathLike[str] | None
+    server_timeout: float
+    request_timeout: float
+    memory_limit: int | None
     block_bytes: int
     block_rows: int | None
 
@@ -85,6 +97,9 @@ def embed(
             ``server``, the name of a model there.
         **settings: every other field of :class:`headrace.EmbedConfig`, with its default.
 
+    A run that does not end, for whatever reason, keeps the blocks that it has finished beside the
+    output; the same call goes on from there.
+
     Returns:
         What was done. Bad rows do not raise (unless ``on_error="fail"``): see ``bad_rows``.
 
@@ -108,13 +123,16 @@ def embed(
     return report
 
 
-def run(config: EmbedConfig, *, alone: bool = False) -> tuple[Report, DamagedInputError | None]:
+def run(
+    config: EmbedConfig, *, alone: bool = False, stop: Stop | None = None
+) -> tuple[Report, DamagedInputError | None]:
     """Does one run, with a server of its own unless ``config.server`` names one.
 
     Args:
         config: the run's settings.
         alone: whether this process does nothing else, so that its allocator and its garbage
             collector can be tuned.
+        stop: by which the run can be asked to stop.
 
     Returns:
         The report, and what ended the reading early, if something did.
@@ -130,9 +148,16 @@ def run(config: EmbedConfig, *, alone: bool = False) -> tuple[Report, DamagedInp
     counters = Counters()
     complete = False
     try:
-        with _model(config, counters) as (connection, tokenizer):
+        with _model(config, counters, stop or Stop()) as (lifeline, tokenizer):
             report, damage = run_pipeline(
-                config, connection, tokenizer, inputs, counters=counters, alone=alone
+                config,
+                lifeline.connection,
+                tokenizer,
+                inputs,
+                counters=counters,
+                alone=alone,
+                lifeline=lifeline,
+                stop=stop,
             )
             complete = True
             # While the server is still there: whatever happens when it goes, this is done.
@@ -146,22 +171,34 @@ def run(config: EmbedConfig, *, alone: bool = False) -> tuple[Report, DamagedInp
 
 
 def _files_written(config: EmbedConfig) -> dict[str, Path]:
-    files = {"output": config.output, "errors file": errors_path(config.output)}
+    files = {
+        "output": config.output,
+        "errors file": errors_path(config.output),
+        "manifest": manifest_path(config.output),
+    }
     return files | ({"report": config.report} if config.report is not None else {})
 
 
 def _check_files(config: EmbedConfig) -> None:
     """Checks that what will be written can be, and replaces nothing by accident."""
-    check_output(config.output, overwrite=config.overwrite)
+    check_output(config.output)
     files = _files_written(config)
     if len({path.resolve() for path in files.values()}) < len(files):
         raise UsageError(f"the report {config.report} is another file of the run; name another")
     for name, path in files.items():
         if path.is_dir() or not path.absolute().parent.is_dir():
             raise UsageError(f"the {name} {path} is not a file in a folder that exists; mend that")
-        # A report is replaced as reports are everywhere; vectors and errors of a run are not.
-        if path.exists() and path != config.report and not config.overwrite:
-            raise UsageError(f"the {name} {path} exists; pass --overwrite to replace it")
+    check_unlocked(config.output)
+    unfinished = partial_folder(config.output).exists()
+    if config.extend or config.overwrite or unfinished:  # then it is known what they are of
+        return
+    # A report is replaced as reports are everywhere; vectors and errors of a run are not.
+    for name in ("output", "errors file"):
+        if files[name].exists():
+            more = ", or --extend to add new input to it" if files["manifest"].exists() else ""
+            raise UsageError(
+                f"the {name} {files[name]} exists; pass --overwrite to replace it{more}"
+            )
 
 
 def _check_not_an_input(config: EmbedConfig, inputs: list[Input]) -> None:
@@ -172,8 +209,10 @@ def _check_not_an_input(config: EmbedConfig, inputs: list[Input]) -> None:
 
 
 @contextmanager
-def _model(config: EmbedConfig, counters: Counters) -> Iterator[tuple[Connection, Path]]:
-    """Gives a connection to the model and its tokenizer file."""
+def _model(
+    config: EmbedConfig, counters: Counters, stop: Stop
+) -> Iterator[tuple[Elsewhere | Ours, Path]]:
+    """Gives a lifeline to the model's server and its tokenizer file."""
     if config.server is None:
         with _local_model(config, counters) as found:
             yield found
@@ -192,21 +231,25 @@ def _model(config: EmbedConfig, counters: Counters) -> Iterator[tuple[Connection
     ]
     names = dict.fromkeys([*variants, config.model, model_slug(config.model)])
     connection = connect(
-        config.server, list(names), engine=config.engine, precision=config.precision
+        config.server,
+        list(names),
+        engine=config.engine,
+        precision=config.precision,
+        patience=config.request_timeout,
     )
+    lifeline = Elsewhere(connection, config.server_timeout, stop)
     try:
         _check_identity(config, connection)
-        yield connection, config.tokenizer or _find_tokenizer(config, connection)
+        yield lifeline, config.tokenizer or _find_tokenizer(config, connection)
     except ServerError as error:
-        raise ServerError(
-            f"{error} (the server is {config.server}; see whether it runs, and its log)"
-        ) from error
+        error.add_note(f"the server is {config.server}; see whether it runs, and its log")
+        raise
     finally:
-        connection.close()
+        lifeline.connection.close()
 
 
 @contextmanager
-def _local_model(config: EmbedConfig, counters: Counters) -> Iterator[tuple[Connection, Path]]:
+def _local_model(config: EmbedConfig, counters: Counters) -> Iterator[tuple[Ours, Path]]:
     """Builds the entry if it is missing and runs a server for it."""
     try:
         from headrace_launcher.build import build
@@ -235,16 +278,12 @@ def _local_model(config: EmbedConfig, counters: Counters) -> Iterator[tuple[Conn
     with Server(
         find_triton(), config.repository, names, http_port=0, metrics_port=None, drain=False
     ) as server:
-        connection = connect(server.endpoints.grpc, names, exact=True)
+        lifeline = Ours(server, names, config.request_timeout)
         counters.seconds["start"] += time.perf_counter() - start
         try:
-            yield connection, config.tokenizer or entry.folder / TOKENIZER_FILE
-        except ServerError as error:
-            if (why := server.obituary()) is not None:
-                raise ServerError(f"the Triton server has died: {why}; run it again") from error
-            raise
+            yield lifeline, config.tokenizer or entry.folder / TOKENIZER_FILE
         finally:
-            connection.close()
+            lifeline.connection.close()
 
 
 def _check_identity(config: EmbedConfig, connection: Connection) -> None:

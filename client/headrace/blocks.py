@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import struct
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +21,7 @@ from headrace.kernels.compiled import count_byte, eight_bytes
 from headrace.kernels.lines import place_lines
 
 _NEWLINE = 0x0A
+_MOST_SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +41,9 @@ class Block:
         rows: records in the block, at least 1.
         bytes_done: bytes as stored, over all inputs, that were read to get to the end of the
             block; exact for plain files, for the progress line elsewhere.
+        input: number of the input in the run, from 0.
+        checksum: CRC-32 of ``data``, by which a resumed run knows the block again: of the lines,
+            or of the texts and their lengths.
     """
 
     index: int
@@ -48,6 +54,8 @@ class Block:
     first_line: int
     rows: int
     bytes_done: int
+    input: int = 0
+    checksum: int = 0
 
     def place_of(self, bad: BadRow) -> str:
         """Returns where one of the block's bad rows stands: file and line, or row."""
@@ -131,6 +139,43 @@ def find_lines(data: bytes, kind: Literal["jsonl", "text"]) -> Lines:
     return Lines(
         stops=stops[:lines], starts=starts[:rows], ends=ends[:rows], numbers=numbers[:rows]
     )
+
+
+def name_rows(block: Block, rows: Sequence[int]) -> str:
+    """Names rows of a block for a person: the file, and their lines (for Parquet: rows) in it.
+
+    Args:
+        block: the block, with its data.
+        rows: their numbers in the block.
+    """
+    if block.format == "parquet":
+        unit, numbers = "rows", [block.first_line + row for row in rows]
+    else:
+        lines = find_lines(block.data, block.format).numbers
+        unit, numbers = "lines", [block.first_line + int(lines[row]) for row in rows]
+    shown = ", ".join(map(str, sorted(numbers)[:_MOST_SHOWN]))
+    more = len(rows) - _MOST_SHOWN
+    return f"{block.file}, {unit} {shown}" + (f" and {more} more" if more > 0 else "")
+
+
+def checksum(data: bytes | pa.RecordBatch) -> int:
+    """Returns the CRC-32 of a block's data: of its bytes, or of its texts and their lengths.
+
+    Args:
+        data: whole lines, or a batch whose first column is string or large_string.
+    """
+    if isinstance(data, bytes):
+        return zlib.crc32(data)
+    texts = data.column(0)
+    _, offsets, content = texts.buffers()
+    kind = np.int64 if pa.types.is_large_string(texts.type) else np.int32
+    if not len(texts):
+        return 0
+    ends = np.frombuffer(offsets, kind, len(texts) + 1, texts.offset * np.dtype(kind).itemsize)
+    lengths = zlib.crc32(np.diff(ends).astype(np.int64).data)
+    if content is None:
+        return lengths
+    return zlib.crc32(memoryview(content)[int(ends[0]) : int(ends[-1])], lengths)
 
 
 def is_utf8(data: bytes) -> bool:

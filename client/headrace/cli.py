@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import signal
 import sys
 import threading
@@ -37,6 +38,7 @@ from headrace.errors import (
     UsageError,
 )
 from headrace.progress import ProgressLine
+from headrace.stopping import Interrupted, Stop
 
 app = typer.Typer(
     name="headrace",
@@ -54,14 +56,6 @@ app.add_typer(bench, name="bench")
 Backend = Literal["auto", "tensorrt", "python"]
 
 _DEFAULTS: dict[str, Any] = {each.name: each.default for each in dataclasses.fields(EmbedConfig)}
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP, raised in the main thread like a Ctrl-C."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
 
 
 ModelArgument = Annotated[
@@ -188,8 +182,39 @@ def embed(
         typer.Option(help="Bad rows: null keeps them as NaN or null, skip leaves out, fail stops."),
     ] = _DEFAULTS["on_error"],
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing output.")
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace an existing output; begin an unfinished job anew."
+        ),
     ] = _DEFAULTS["overwrite"],
+    extend: Annotated[
+        bool,
+        typer.Option(
+            "--extend",
+            help="Add new inputs, or lines at the end of the last plain one, to a job, finished or "
+            "not.",
+        ),
+    ] = _DEFAULTS["extend"],
+    server_timeout: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS", help="How long to wait for a lost server, if it is not our own."
+        ),
+    ] = _DEFAULTS["server_timeout"],
+    request_timeout: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS", help="A server that leaves a batch unanswered so long is lost."
+        ),
+    ] = _DEFAULTS["request_timeout"],
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Most memory of the client's processes, as 4GiB: says how many feeders there are.",
+            show_default="none",
+        ),
+    ] = _DEFAULTS["memory_limit"],
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No progress, no summary.")
     ] = _DEFAULTS["quiet"],
@@ -199,18 +224,25 @@ def embed(
 ) -> None:
     """Embed files of text into a file of vectors, row for row.
 
-    Starts a Triton server for the run unless --server names one.
+    Starts a Triton server for the run unless --server names one. A run that was interrupted, or
+    failed, goes on where it stopped when the same command is given again.
     Exit codes: 0 done; 2 wrong usage; 3 bad rows (described in OUTPUT.errors.jsonl);
     4 something on the machine, in a file or at the server is wrong; 130, 143 interrupted.
     """
     settings = dict(locals())
     settings["inputs"] = tuple(inputs)
     settings["feeders"] = int(feeders) if feeders.isdecimal() else feeders
-    with _exits():
+    stop = Stop()
+    with _exits(stop):
+        settings["memory_limit"] = _bytes("--memory-limit", memory_limit)
         config = EmbedConfig(**settings)
-        done, damage = run(config, alone=True)
+        done, damage = run(config, alone=True, stop=stop)
         if not quiet:
             _say(done.summary())
+        if stop.number is not None:
+            interrupted = Interrupted(stop.number)
+            interrupted.add_note(f"{output} is complete")
+            raise interrupted
         if damage is not None:
             raise damage
         if done.bad_rows:
@@ -397,23 +429,35 @@ def gpu(context: typer.Context) -> None:
 
 
 @contextmanager
-def _exits() -> Iterator[None]:
-    """Turns errors and signals into one line on stderr and an exit code."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP: so be it
-            signal.signal(number, _terminate)
+def _exits(stop: Stop | None = None) -> Iterator[None]:
+    """Turns errors and signals into one line on stderr and an exit code.
+
+    Args:
+        stop: is asked first when a signal comes.
+    """
+    stop = stop or Stop()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        del frame
+        stop.ask(number)
+        _tell(b"headrace: stopping when what is in flight is done; once more stops at once\n")
+
+    defaults = {signal.SIG_DFL, signal.default_int_handler}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) in defaults:  # nohup ignores SIGHUP: so be it
+            signal.signal(number, on_signal)
     hook, sys.unraisablehook = sys.unraisablehook, _send_again
     try:
         yield
     except HeadraceError as error:
-        _say(f"headrace: error: {error}")
+        _say(_with_notes(f"headrace: error: {error}", error))
         raise typer.Exit(error.exit_code) from error
-    except Terminated as error:
-        _say(_with_notes(f"headrace: terminated by {signal.Signals(error.number).name}", error))
-        raise typer.Exit(128 + error.number) from error
     except KeyboardInterrupt as error:
-        _say(_with_notes("headrace: interrupted", error))
-        raise typer.Exit(128 + signal.SIGINT) from error
+        code = error.number if isinstance(error, Interrupted) else int(signal.SIGINT)
+        name = signal.Signals(code).name
+        how = "interrupted" if code == signal.SIGINT else f"terminated by {name}"
+        _say(_with_notes(f"headrace: {how}", error))
+        raise typer.Exit(128 + code) from error
     except OSError as error:
         # What the stages meet they explain themselves; this is our own standard output.
         _say(f"headrace: error: {error.strerror or error}")
@@ -440,6 +484,17 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
     return tuple(map(int, words))
 
 
+def _bytes(option: str, text: str | None) -> int | None:
+    """Returns the bytes that a size like ``4GiB`` means."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip().lower())
+    if found is None:
+        raise UsageError(f"{option} {text}: expected a size such as 4GiB or 800M")
+    base = 1024 if found[3] or not text.strip().lower().endswith("b") else 1000
+    return int(float(found[1]) * base ** " kmgt".index(found[2] or " "))
+
+
 def _send_again(ignored: sys.UnraisableHookArgs) -> None:
     """Sends a signal again that came while a destructor ran.
 
@@ -449,15 +504,16 @@ def _send_again(ignored: sys.UnraisableHookArgs) -> None:
     if not isinstance(error, KeyboardInterrupt):
         sys.__unraisablehook__(ignored)
         return
-    number = error.number if isinstance(error, Terminated) else signal.SIGINT
+    number = error.number if isinstance(error, Interrupted) else int(signal.SIGINT)
     again = threading.Timer(0.05, os.kill, (os.getpid(), number))  # not while this runs
     again.daemon = True
     again.start()
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    del frame
-    raise Terminated(number)
+def _tell(line: bytes) -> None:
+    """Writes to standard error from a signal handler, past what may be half written there."""
+    with suppress(OSError):
+        os.write(2, b"\n" + line if sys.stderr.isatty() else line)
 
 
 def _with_notes(line: str, error: BaseException) -> str:

@@ -20,6 +20,7 @@ WordCacheChoice = Literal["keep", "run", "off"]
 
 MIB = 1 << 20
 FEEDERS_MAX = 64
+REQUEST_TIMEOUT = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,13 +53,19 @@ class EmbedConfig:
         repository: the model repository to build into and serve from.
         tokenizer: a ``tokenizer.json``; None takes the one in the repository.
         on_error: what becomes of a bad row.
-        overwrite: whether an existing output may be replaced.
+        overwrite: whether an existing output may be replaced, and an unfinished job of that output
+            is to begin anew.
+        extend: whether inputs may be added to a job, finished or not.
         feeders: processes that tokenize and feed the server; 0 does all in this process, ``auto``
             decides by the engine, the cores and the size of the inputs.
         word_cache: which tokenized words are remembered: ``keep`` for later runs too, ``run`` for
             this run only, ``off`` none. The tokens are the same.
         quiet: whether the progress line and the summary stay silent.
         report: where to write the report as JSON, or None.
+        server_timeout: seconds to wait for a server elsewhere to come back, when it was lost.
+        request_timeout: seconds within which a server is to answer a batch; one that does not
+            counts as lost.
+        memory_limit: bytes that the client's processes may take, together; None sets no limit.
         block_bytes: uncompressed bytes of input in one block, at most (one row may be longer).
         block_rows: rows in one block, at most; None takes what suits the model's batches.
     """
@@ -84,10 +91,14 @@ class EmbedConfig:
     tokenizer: Path | None = None
     on_error: OnError = "null"
     overwrite: bool = False
+    extend: bool = False
     feeders: int | Literal["auto"] = "auto"
     word_cache: WordCacheChoice = "keep"
     quiet: bool = False
     report: Path | None = None
+    server_timeout: float = 300.0
+    request_timeout: float = REQUEST_TIMEOUT
+    memory_limit: int | None = None
     block_bytes: int = 8 * MIB
     block_rows: int | None = None
 
@@ -98,6 +109,8 @@ class EmbedConfig:
             raise UsageError("standard input ('-') can be read only once")
         if self.prompt is not None and self.prompt_name is not None:
             raise UsageError("--prompt and --prompt-name exclude each other; give one of them")
+        if self.overwrite and self.extend:
+            raise UsageError("--overwrite and --extend exclude each other; give one of them")
         if not self.text_field:
             raise UsageError("--text-field must not be empty")
         if self.feeders != "auto" and not isinstance(self.feeders, int):
@@ -108,6 +121,9 @@ class EmbedConfig:
             ("--max-length", self.max_length, 1),
             ("--truncate-dim", self.truncate_dim, 1),
             ("--feeders", None if self.feeders == "auto" else self.feeders, 0),
+            ("--server-timeout", self.server_timeout, 0),
+            ("--request-timeout", self.request_timeout, 1),
+            ("--memory-limit", self.memory_limit, 1),
             ("block size", self.block_bytes, 1),
             ("block rows", self.block_rows, 1),
         ):

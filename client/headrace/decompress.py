@@ -14,7 +14,7 @@ from typing import Literal, NoReturn, Protocol
 
 import zstandard
 
-from headrace.errors import DamagedInputError
+from headrace.errors import DamagedInputError, InputError
 
 ENDINGS = (".zst", ".zstd", ".gz", ".gzip")
 _ZSTD = zstandard.FRAME_HEADER
@@ -97,8 +97,10 @@ class Stored:
             return self._file.read(size) or b""
         except OSError as error:
             at = self.offset + len(self._buffer) - self._at
-            message = f"{self.name}: reading fails at byte {at}: {one_line(error)}"
-            raise DamagedInputError(message, file=self.name, offset=at) from error
+            raise InputError(
+                f"{self.name}: reading fails at byte {at}: {one_line(error)}; see that it is there "
+                f"and can be read"
+            ) from error
 
 
 def one_line(error: BaseException) -> str:

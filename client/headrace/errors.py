@@ -5,8 +5,10 @@
     ├── BadRowError         3   a bad row met with ``--on-error fail``
     └── MachineError        4   the machine, a file or a server is not as it must be
         ├── DamagedInputError   a compressed or columnar input breaks off; rows before it are kept
+        ├── InputError          an input cannot be read any more, or has changed meanwhile
         ├── OutputError         the output cannot be written
         ├── ServerError         the server cannot be found, started, reached, or failed
+        │   └── ServerLostError     it is gone, hangs, or failed a batch: another may do it
         ├── TokenizationError   the word cache and `tokenizers` disagree
         └── MissingDependencyError  a package or library that this path needs is not installed
 
@@ -15,6 +17,7 @@ The message of an error is one line: what is wrong, where, and what to do about 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 EXIT_INTERNAL = 1
@@ -61,12 +64,30 @@ class DamagedInputError(MachineError):
         self.offset = offset
 
 
+class InputError(MachineError):
+    """An input cannot be read any more, or has changed since the run began."""
+
+
 class OutputError(MachineError):
     """The output, the errors file or the report cannot be written."""
 
 
 class ServerError(MachineError):
     """The Triton server cannot be found, started or reached, or it failed a request."""
+
+
+class ServerLostError(ServerError):
+    """The server is gone, does not answer, or failed a batch; the batches can be sent again.
+
+    Attributes:
+        block: number of the block whose batch was at the server alone, or None.
+        rows: the batch's rows, by their numbers in the block; () where others were there too.
+    """
+
+    def __init__(self, message: str, *, block: int | None = None, rows: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.block = block
+        self.rows = tuple(rows)
 
 
 class TokenizationError(MachineError):

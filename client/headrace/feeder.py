@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -19,12 +19,14 @@ from headrace.batcher import Batch, compile_loops, fill, plan_batches
 from headrace.blocks import BadRow, Block, IdColumn
 from headrace.config import EmbedConfig
 from headrace.contract import Contract
-from headrace.errors import BadRowError
+from headrace.errors import BadRowError, ServerLostError
 from headrace.progress import Counters
 from headrace.records import parse
 from headrace.tokenizer import TextTokenizer
 from headrace.tokens import Tokens
 from headrace.transport import Slot, Transport
+
+_POLL_SECONDS = 0.2  # how often whoever waits looks up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +38,9 @@ class Prepared:
         file: the input that it comes from.
         first_row: number of its first record in the whole run.
         bytes_done: bytes of input, as stored, up to its end.
+        input: number of the input that it comes from.
+        checksum: see :attr:`headrace.blocks.Block.checksum`.
+        careful: whether its batches go to the server one at a time, with no other beside them.
         tokens: of every row; those of a bad row stand for an empty text and are not used.
         ids: the id column, or None.
         bad: its bad rows.
@@ -45,6 +50,9 @@ class Prepared:
     file: str
     first_row: int
     bytes_done: int
+    input: int
+    checksum: int
+    careful: bool = False
     tokens: Tokens
     ids: pa.Array | None
     bad: tuple[BadRow, ...]
@@ -64,6 +72,8 @@ class Embedded:
         file: the input that it comes from.
         first_row: number of its first record in the whole run.
         bytes_done: bytes of input, as stored, up to its end.
+        input: number of the input that it comes from.
+        checksum: see :attr:`headrace.blocks.Block.checksum`.
         rows: records in the block.
         ids: the id column, or None.
         bad: its bad rows.
@@ -79,6 +89,8 @@ class Embedded:
     file: str
     first_row: int
     bytes_done: int
+    input: int
+    checksum: int
     rows: int
     ids: pa.Array | None
     bad: tuple[BadRow, ...]
@@ -103,6 +115,7 @@ class _Job:
     tokens: int = 0
     padded_tokens: int = 0
     batches: int = 0
+    sent: Batch | None = None  # the last one
 
 
 Place = Callable[[Prepared], "NDArray[np.floating]"]
@@ -119,6 +132,7 @@ class Feeder:
         counters: where to count; shared with the rest of the run.
         place: gives the array to put a block's vectors in, [rows, dimension]; by default one of
             the feeder's own, used again for later blocks.
+        stopping: says whether no further block is to be begun.
     """
 
     def __init__(
@@ -130,6 +144,7 @@ class Feeder:
         counters: Counters,
         *,
         place: Place | None = None,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self._config = config
         self._contract = contract
@@ -138,10 +153,13 @@ class Feeder:
         self._counters = counters
         counters.tokenized = tokenizer.counts
         self._dimension = config.truncate_dim or contract.dimension
-        self._bytes_finished = 0
+        self._bytes_finished = counters.bytes_resumed
         self._place = place or self._take
         self._own = place is None
         self._spare: list[NDArray[np.floating]] = []
+        self._stopping = stopping
+        self._jobs: deque[_Job] = deque()
+        self._again: deque[Prepared] = deque()
         warm_up()  # now, and not when the first block is there
 
     def prepare(self, block: Block, ids: IdColumn) -> Prepared:
@@ -169,6 +187,8 @@ class Feeder:
             file=block.file,
             first_row=block.first_row,
             bytes_done=block.bytes_done,
+            input=block.input,
+            checksum=block.checksum,
             tokens=tokens,
             ids=records.ids,
             bad=records.bad,
@@ -182,7 +202,8 @@ class Feeder:
     ) -> Iterator[Embedded]:
         """Embeds ``blocks`` and yields them in the same order.
 
-        Batches of the next block go out before the last ones of this block are back.
+        Batches of the next block go out before the last ones of this block are back. Where the
+        server is lost, see :meth:`take_up`.
 
         Args:
             blocks: what :meth:`prepare` made.
@@ -190,18 +211,19 @@ class Feeder:
             idle: called before it waits for a block with nothing else to do.
 
         Raises:
-            ServerError: the server failed a batch or is gone.
+            ServerLostError: the server failed a batch or is gone.
+            ServerError: what it answers is not what its settings promise.
         """
-        jobs: deque[_Job] = deque()
+        jobs = self._jobs
         while True:
             if not jobs:
                 idle()
-            block = self._next(blocks, wait=not jobs)
+            block = self._next(blocks, progress, wait=not jobs)
             if block is not None:
                 job = _Job(block, block.tokens.lengths, self._place(block))
                 jobs.append(job)
                 for batch in self._planned(job):
-                    while (slot := self._transport.acquire()) is None:
+                    while (slot := self._free_slot(job)) is None:
                         self._collect()
                         self._locate(jobs[0])
                         progress()
@@ -215,28 +237,67 @@ class Feeder:
             while jobs and not jobs[0].waiting:
                 yield from self._finished(jobs.popleft())
 
+    @property
+    def in_flight(self) -> list[int]:
+        """Numbers of the blocks that have batches at the server."""
+        return [job.block.index for job in self._jobs if job.waiting]
+
+    def take_up(self, transport: Transport, careful: Callable[[int], bool]) -> None:
+        """Has the blocks that are not finished sent again, when the server was lost.
+
+        Args:
+            transport: to the server that is there now.
+            careful: says of a block whether its batches are to go one at a time.
+        """
+        self._transport = transport
+        self._again.extendleft(
+            replace(job.block, careful=careful(job.block.index)) for job in reversed(self._jobs)
+        )
+        self._jobs.clear()
+
+    def _free_slot(self, job: _Job) -> Slot | None:
+        if job.block.careful and self._transport.in_flight:
+            return None
+        return self._transport.acquire()
+
     def _planned(self, job: _Job) -> list[Batch]:
         with self._counters.timed("pack"):
             rows = np.flatnonzero(valid_rows(job.block.rows, job.block.bad))
             return list(plan_batches(job.lengths, rows, self._contract))
 
-    def _next(self, blocks: Ahead[Prepared], *, wait: bool) -> Prepared | None:
+    def _next(
+        self, blocks: Ahead[Prepared], progress: Callable[[], None], *, wait: bool
+    ) -> Prepared | None:
+        """Returns the block to begin; None where there is none yet or, with ``wait``, no more."""
+        if self._again:
+            return self._again.popleft()
         if not wait:
-            return blocks.take(wait=False)
+            return None if self._stopping() else blocks.take(0)
         with self._counters.timed("starve"):
-            return blocks.take()
+            while not (blocks.ended or self._stopping()):
+                if (block := blocks.take(_POLL_SECONDS)) is not None:
+                    return block
+                progress()
+        return None
 
     def _submit(self, job: _Job, batch: Batch, slot: Slot) -> None:
         with self._counters.timed("pack"):
             ids, mask = slot.shaped(len(batch.rows), batch.length)
             fill(batch, job.block.tokens, self._contract.pad_id, ids, mask)
             slot.tag = (job, batch)
+            job.sent = batch
             self._transport.submit(slot)
         job.waiting += 1
 
     def _collect(self) -> None:
-        with self._counters.timed("wait"):
-            slot = self._transport.collect()
+        try:
+            with self._counters.timed("wait"):
+                slot = self._transport.collect()
+        except ServerLostError as error:
+            alone = self._jobs[-1]
+            if alone.block.careful and alone.sent is not None:
+                error.block, error.rows = alone.block.index, tuple(alone.sent.rows.tolist())
+            raise
         job, batch = slot.tag
         assert slot.vectors is not None
         with self._counters.timed("scatter"):
@@ -290,6 +351,8 @@ class Feeder:
             file=block.file,
             first_row=block.first_row,
             bytes_done=block.bytes_done,
+            input=block.input,
+            checksum=block.checksum,
             rows=block.rows,
             ids=block.ids,
             bad=block.bad,

@@ -113,10 +113,10 @@ class FeederHandle:
         with suppress(OSError):
             self.connection.send(message)
 
-    def end(self) -> None:
-        """Ends the process, if it has not ended, and reaps it."""
+    def end(self, seconds: float = 0.5) -> None:
+        """Ends the process, if it has not ended within some seconds, and reaps it."""
         with suppress(subprocess.TimeoutExpired):  # it may be on its way out
-            self.process.wait(0.5)
+            self.process.wait(seconds)
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()

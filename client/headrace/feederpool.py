@@ -19,7 +19,8 @@ from multiprocessing.connection import wait
 from typing import Any, Self
 
 from headrace.ahead import Ahead
-from headrace.errors import HeadraceError, MachineError
+from headrace.blocks import Block, name_rows
+from headrace.errors import HeadraceError, MachineError, ServerLostError
 from headrace.feeder import Embedded
 from headrace.feederhandle import FeederHandle, Task
 from headrace.handover import (
@@ -31,9 +32,11 @@ from headrace.handover import (
     Setup,
     Work,
     pack,
+    unpack,
 )
 from headrace.progress import Counters
 from headrace.reading import Reading
+from headrace.recovery import Recovery
 
 # Blocks that a feeder has: one at the server, one being prepared. Not four or more: a feeder that
 # sends to us then always has a thread that reads, so that both sides never wait for each other.
@@ -54,6 +57,8 @@ class FeederPool:
         setup: what the feeders need to know; its descriptors are filled in here.
         count: number of processes.
         counters: where to count; shared with the rest of the run.
+        recovery: gets the server back where it is lost.
+        stop: says whether no further block is to be begun.
 
     Attributes:
         ready: what a feeder said when it was ready; set once the pool is entered.
@@ -63,12 +68,22 @@ class FeederPool:
         deaths: feeders that died.
     """
 
-    def __init__(self, setup: Setup, count: int, counters: Counters) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        count: int,
+        counters: Counters,
+        recovery: Recovery,
+        *,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.ready: Ready | None = None
         self.learnt: list[bytes] = []
         self.cpu_seconds = 0.0
         self.deaths = 0
         self._learnt_bytes = 0
+        self._recovery = recovery
+        self._stop = stop
         self._count = count
         self._counters = counters
         slots = AT_ONCE * count + READ_AHEAD
@@ -98,28 +113,33 @@ class FeederPool:
                 self._start()
             while not all(feeder.ready for feeder in self._feeders):
                 self._listen(None)
-        except BaseException:
-            self._close()
+        except BaseException as error:
+            self._close(at_once=isinstance(error, KeyboardInterrupt))
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._close(at_once=kind is not None and issubclass(kind, KeyboardInterrupt))
 
     def run(
-        self, reading: Reading, progress: Callable[[], None] = lambda: None
+        self,
+        reading: Reading,
+        progress: Callable[[], None] = lambda: None,
+        *,
+        first: int = 0,
     ) -> Iterator[Embedded]:
         """Embeds the blocks of ``reading`` and yields them in order.
 
         Args:
             reading: the run's inputs.
             progress: called now and then.
+            first: number of the first block that ``reading`` gives.
 
         Raises:
             BadRowError: a row is bad, with ``on_error="fail"``.
-            MachineError: the server fails, or a block kills feeders.
+            MachineError: the server is lost and does not come back, or a block kills feeders.
         """
-        expected = 0
+        expected = first
         with (
             Ahead(self._read(reading), name="headrace-read", wake=self._wake) as ahead,
             self._reading(),
@@ -136,8 +156,11 @@ class FeederPool:
                     if not self._in_place:
                         self._release(task.work.slot)
                     expected += 1
-                busy = any(feeder.tasks for feeder in self._feeders) or self._suspects
-                if ahead.ended and not busy:
+                stop = self._stop()
+                busy = any(feeder.tasks for feeder in self._feeders) or (
+                    self._suspects and not stop
+                )
+                if (ahead.ended or stop) and not busy:
                     break
                 if not self._feeders:  # each has met a bad row, and nobody is left for the rest
                     raise self._first_error()
@@ -180,21 +203,32 @@ class FeederPool:
             os.write(self._wake_in, b"!")
 
     def _dispatch(self, ahead: Ahead[Task]) -> None:
-        """Gives blocks to the feeders that have room; a suspect gets a feeder to itself."""
+        """Gives blocks to the feeders that have room.
+
+        One over which a feeder has died gets a feeder to itself, and one over which the server was
+        lost more than once gets the server to itself.
+        """
         for feeder in sorted(self._feeders, key=lambda each: len(each.tasks)):
+            if self._stop():
+                return
             if feeder.ready is None or any(task.deaths for task in feeder.tasks.values()):
                 continue
+            busy = [index for each in self._feeders for index in each.tasks]
+            if any(map(self._recovery.careful, busy)):
+                return
             if self._suspects:
-                if not feeder.tasks:
+                careful = self._recovery.careful(self._suspects[0].index)
+                if not (busy if careful else feeder.tasks):
                     self._give(feeder, self._suspects.popleft())
                 continue
-            while len(feeder.tasks) < AT_ONCE and (task := ahead.take(wait=False)) is not None:
+            while len(feeder.tasks) < AT_ONCE and (task := ahead.take(0)) is not None:
                 self._give(feeder, task)
 
     def _give(self, feeder: FeederHandle, task: Task) -> None:
         feeder.tasks[task.index] = task
         words, feeder.news = tuple(feeder.news), []
-        feeder.send(replace(task.work, words=words))
+        careful = self._recovery.careful(task.index)
+        feeder.send(replace(task.work, words=words, careful=careful))
 
     def _listen(self, seconds: float | None) -> None:
         """Waits for messages, or for a feeder's end, and deals with them."""
@@ -219,6 +253,10 @@ class FeederPool:
                 feeder.progress = message
             case Done():
                 self._on_done(feeder, message)
+            case Failed(kind=ServerLostError.__name__):
+                self._on_loss(
+                    ServerLostError(message.message, block=message.index, rows=message.rows)
+                )
             case Failed(index=None):
                 raise message.error()
             case Failed(index=int(index)):
@@ -234,6 +272,7 @@ class FeederPool:
 
     def _on_done(self, feeder: FeederHandle, done: Done) -> None:
         embedded = done.embedded
+        self._recovery.finished(embedded.index)
         task = feeder.tasks.pop(embedded.index)
         self._done[embedded.index] = (task, embedded)
         if self._in_place:
@@ -292,12 +331,42 @@ class FeederPool:
         self._suspects = deque(sorted([*self._suspects, *tasks], key=lambda task: task.index))
         self._start()
 
+    def _on_loss(self, lost: ServerLostError) -> None:
+        """Deals with a server that is gone: its blocks are done again, by new feeders.
+
+        Each has lost it, whether or not it has noticed yet.
+        """
+        tasks: dict[int, Task] = {}
+        for feeder in self._feeders:
+            tasks |= feeder.tasks
+            feeder.end(0)
+            self._add_up(feeder)
+        self._feeders.clear()
+        if self._stop():
+            return
+        try:
+            connection = self._recovery.recover(
+                lost, tasks, lambda block, rows: name_rows(self._block_of(tasks[block]), rows)
+            )
+        except ServerLostError:
+            if self._stop():
+                return
+            raise
+        self._setup = replace(self._setup, server=connection.server)
+        again = sorted([*self._suspects, *tasks.values()], key=lambda task: task.index)
+        self._suspects = deque(again)
+        for _ in range(self._count):
+            self._start()
+
+    def _block_of(self, task: Task) -> Block:
+        work = task.work
+        return unpack(work.block, work.size, self._texts[work.slot])
+
     def _place(self, task: Task) -> str:
-        block = task.work.block
+        block = self._block_of(task)
         if block.format == "parquet":
             return f"{block.file}, rows {block.first_line} to {block.first_line + block.rows - 1}"
-        data = self._texts[task.work.slot].view(task.work.size)[: task.work.size]
-        lines = data.count(b"\n") + (not data.endswith(b"\n"))
+        lines = block.data.count(b"\n") + (not block.data.endswith(b"\n"))
         return f"{block.file}, lines {block.first_line} to {block.first_line + lines - 1}"
 
     def _add_up(self, feeder: FeederHandle) -> None:
@@ -306,12 +375,14 @@ class FeederPool:
         self.cpu_seconds += feeder.cpu_seconds
         feeder.counters, feeder.cpu_seconds = Counters(), 0.0
 
-    def _close(self) -> None:
+    def _close(self, *, at_once: bool = False) -> None:
         if self._closed:
             return
         self._closed = True
         try:
             for feeder in self._feeders:
+                if at_once:
+                    feeder.process.kill()
                 feeder.send(None)
             deadline = time.monotonic() + STOP_SECONDS
             for feeder in self._feeders:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from headrace.ahead import Ahead
 from headrace.blocks import Block
-from headrace.errors import BadRowError, HeadraceError
+from headrace.errors import BadRowError, HeadraceError, ServerLostError
 from headrace.feeder import Embedded, Feeder, Prepared
 from headrace.handover import (
     Arena,
@@ -57,8 +57,10 @@ def main(descriptor: int) -> None:
     Args:
         descriptor: of the socket to the main process.
     """
-    # A Ctrl-C in the terminal is the main process's to handle, in its order.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A Ctrl-C in the terminal, or a SIGTERM to all of a service's processes, is the main process's
+    # to handle, in its order.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_NAME, b"headrace-feeder", 0, 0, 0)
     connection = Connection(descriptor)
@@ -73,9 +75,14 @@ def main(descriptor: int) -> None:
     except BaseException as error:  # noqa: BLE001 -- the main process must hear of it
         known = isinstance(error, HeadraceError)
         message = str(error) if known else traceback.format_exc()
-        index = process.faulty if process and isinstance(error, BadRowError) else None
+        index: int | None = None
+        rows: tuple[int, ...] = ()
+        if process and isinstance(error, BadRowError):
+            index = process.faulty
+        elif isinstance(error, ServerLostError):
+            index, rows = error.block, error.rows
         with suppress(OSError):
-            connection.send(Failed(type(error).__name__, message, index))
+            connection.send(Failed(type(error).__name__, message, index, rows))
     # Threads of libraries may still be about; there is nothing left for them to do.
     sys.stdout.flush()
     sys.stderr.flush()
@@ -103,7 +110,7 @@ class _Process:
         self.faulty: int | None = None
         self.counters = Counters()
         config = setup.config
-        server = connect(setup.server, [setup.model], exact=True)
+        server = connect(setup.server, [setup.model], exact=True, patience=config.request_timeout)
         self._tokenizer = TextTokenizer(
             setup.tokenizer,
             max_length=setup.max_length,
@@ -185,7 +192,7 @@ class _Process:
                 self.faulty, self._bad_row = block.index, error
                 return
             self._learnt[block.index] = self._new_words()
-            yield prepared
+            yield replace(prepared, careful=work.careful)
 
     def _new_words(self) -> bytes | None:
         """The words learnt since the last block, where somebody wants them."""

@@ -150,6 +150,7 @@ class Work:
         size: bytes of the data.
         ids: where the run's ids come from.
         words: words that other feeders have learnt, each as of :func:`to_bytes`.
+        careful: whether its batches go to the server one at a time.
     """
 
     block: Block
@@ -157,6 +158,7 @@ class Work:
     size: int
     ids: IdColumn
     words: tuple[bytes, ...] = ()
+    careful: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,11 +220,13 @@ class Failed:
         kind: name of the error's class.
         message: what it says; the whole trace where headrace did not expect it.
         index: number of the block whose fault it is, or None.
+        rows: rows of the block that were alone at the server when it was lost.
     """
 
     kind: str
     message: str
     index: int | None = None
+    rows: tuple[int, ...] = ()
 
     def error(self) -> HeadraceError:
         """Returns the error again."""

@@ -20,7 +20,7 @@ import pyarrow.fs as pafs
 
 from headrace.config import Format, FormatChoice
 from headrace.decompress import ENDINGS, Stored, compression, decompress, one_line
-from headrace.errors import DamagedInputError, MachineError, UsageError
+from headrace.errors import DamagedInputError, InputError, MachineError, UsageError
 from headrace.paths import Found, expand
 
 BOM = b"\xef\xbb\xbf"
@@ -46,6 +46,7 @@ class Input:
         name: the file as shown to the user; ``<stdin>`` for standard input.
         format: what it holds.
         size: bytes as stored; None for a stream, whose end nobody knows.
+        mtime: nanoseconds since 1970 of its last change, or None where that is not known.
         path: the path within ``filesystem``.
         filesystem: the ``pyarrow.fs.FileSystem``.
         stream: the open stream, which can be read once; None for a file.
@@ -54,6 +55,7 @@ class Input:
     name: str
     format: Format
     size: int | None
+    mtime: int | None = None
     path: str = ""
     filesystem: Any = field(default=None, repr=False)
     stream: Stored | None = field(default=None, repr=False)
@@ -66,10 +68,44 @@ class Input:
     def open(self) -> Stored:
         """Opens the file at its start; what was opened is to be closed.
 
-        Raises:
-            DamagedInputError: the file was found before and cannot be opened now.
+        Reading from it raises InputError where it cannot be opened, or read any more.
         """
         return self.stream or Stored(_Late(self.filesystem, self.path), self.name)
+
+    def is_compressed(self) -> bool:
+        """Returns whether the file is compressed, by its first bytes.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        stored = self.open()
+        try:
+            return compression(stored.peek(4)) is not None
+        finally:
+            stored.close()
+
+    def check_unchanged(self) -> None:
+        """Checks that the file is as it was found; of a stream nothing can be told.
+
+        Raises:
+            InputError: it is gone, or has changed since.
+        """
+        if self.stream is not None:
+            return
+        try:
+            info = self.filesystem.get_file_info(self.path)
+        except OSError as error:
+            raise InputError(
+                f"{self.name}: cannot be looked at any more: {one_line(error)}; see to it"
+            ) from error
+        if info.type == pafs.FileType.NotFound:
+            raise InputError(f"{self.name}: has disappeared while it was read; put it back")
+        if (info.size, info.mtime_ns) != (self.size, self.mtime):
+            raise InputError(
+                f"{self.name}: has changed while it was read ({self.size} bytes before, "
+                f"{info.size} now): rows of both states may have been embedded; let nothing write "
+                f"there and start anew with --overwrite, or, if it only grew, use --extend"
+            )
 
 
 class _Late:
@@ -165,8 +201,14 @@ def _check(file: Found, choice: FormatChoice) -> Input:
             kind = _detect(stored, choice, in_folder=file.in_folder)
         finally:
             stored.close()
-    size = int(file.info.size)
-    return Input(name=name, format=kind, size=size, path=path, filesystem=file.filesystem)
+    return Input(
+        name=name,
+        format=kind,
+        size=int(file.info.size),
+        mtime=file.info.mtime_ns,
+        path=path,
+        filesystem=file.filesystem,
+    )
 
 
 def _check_stream(name: str, file: Any, choice: FormatChoice) -> Input:

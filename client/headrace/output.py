@@ -1,35 +1,195 @@
-"""Embedded blocks -> the output file and, for bad rows, the errors file."""
+"""Embedded blocks -> the files of a job: staged, committed block by block, put in place at the end.
+
+What lies where, and what a job that was interrupted goes on from, is decided here: see
+:meth:`Output.open`.
+"""
 
 from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 
+from headrace.committer import Committer
 from headrace.config import EmbedConfig
 from headrace.contract import Contract
-from headrace.errors import UsageError
+from headrace.errors import OutputError, UsageError
 from headrace.feeder import Embedded
-from headrace.sinks import ErrorsFile, NpyRows, NpySink, Sink, open_sink
+from headrace.files import output_errors, sync_folder
+from headrace.fingerprint import check_extension, differences, listed
+from headrace.inputs import Input
+from headrace.manifest import BlockRecord, Manifest, Saved, read_manifest
+from headrace.sinks import (
+    ErrorsFile,
+    NpyRows,
+    NpySink,
+    ParquetSink,
+    Sink,
+    Staging,
+    errors_path,
+    manifest_path,
+    partial_folder,
+    stage_again,
+)
+from headrace.sinks.staging import ERRORS, MANIFEST, ROWS
 
 
 class Output:
-    """Writes blocks in the order in which they come; both files appear at the commit, or neither.
+    """The output of one job; blocks are written in order, those of earlier runs are there.
 
     Attributes:
-        rows: rows written so far.
+        done: the blocks that earlier runs have made durable.
+        complete: whether these are all, and the output is in place.
+        records: the same and those that this run has written.
     """
 
-    def __init__(self, config: EmbedConfig, contract: Contract) -> None:
-        self.rows = 0
+    def __init__(
+        self, config: EmbedConfig, contract: Contract, staging: Staging, saved: Saved
+    ) -> None:
+        """See :meth:`open`."""
+        self.done = saved.records
+        self.complete = saved.complete
+        self.records: list[BlockRecord] = list(saved.records)
         self._config = config
         self._dimension = config.truncate_dim or contract.dimension
+        self._staging = staging
+        self._replaces = saved.replaces
         self._sink: Sink | None = None
-        self._bad_rows = ErrorsFile(config.output)
+        if self.complete:
+            staging.publish(replaces=saved.replaces)
+            return
+        self._bad_rows = ErrorsFile(
+            staging.path(ERRORS), size=self.done[-1].error_bytes if self.done else 0
+        )
+        self._manifest = Manifest(staging.path(MANIFEST), saved.size)
+        self._synced_folder = False
+        self._committer = Committer(self._manifest, self._sync)
+
+    @classmethod
+    def open(
+        cls, config: EmbedConfig, contract: Contract, job: dict[str, Any], inputs: Sequence[Input]
+    ) -> Self:
+        """Opens a job's files: those of an interrupted one where there are some, else new ones.
+
+        Args:
+            config: the run's settings.
+            contract: the model's.
+            job: the job's fingerprint.
+            inputs: what it reads.
+
+        Raises:
+            UsageError: the files are of another job, another run is writing them, or there is an
+                output that may not be replaced. Nothing is changed then.
+            OutputError: the output cannot be written.
+            MachineError: the manifest cannot be read.
+        """
+        fresh = not partial_folder(config.output).exists()
+        staging = Staging(config.output)
+        try:
+            saved = None if config.overwrite else read_manifest(staging.path(MANIFEST))
+            if saved is not None:
+                saved = cls._go_on(config, staging, saved, job, inputs)
+            elif os.path.lexists(staging.output) and not config.overwrite:
+                saved = cls._extend(config, staging, job, inputs)
+            if saved is None:
+                staging.clear()
+                Manifest.create(staging.path(MANIFEST), job, replaces=config.overwrite).close()
+                with output_errors(staging.folder):
+                    sync_folder(staging.folder.parent)
+                saved = _saved(staging)
+            return cls(config, contract, staging, saved)
+        except BaseException:
+            if fresh:
+                staging.discard()
+            staging.close()
+            raise
+
+    @staticmethod
+    def _go_on(
+        config: EmbedConfig,
+        staging: Staging,
+        saved: Saved,
+        job: dict[str, Any],
+        inputs: Sequence[Input],
+    ) -> Saved:
+        """Returns what to go on from of a job that was interrupted."""
+        found = differences(saved.job, job)
+        if found and not config.extend:
+            raise UsageError(
+                f"{staging.folder} holds an unfinished job that differs from this one: "
+                f"{listed(found)}; restore what differs to go on with it, or pass --overwrite to "
+                f"start anew"
+            )
+        if os.path.lexists(staging.output) and not saved.replaces and staging.data.exists():
+            raise UsageError(
+                f"the output {config.output} exists, and {staging.folder} holds an unfinished job "
+                f"of that name; move the output away to go on, or pass --overwrite to start anew"
+            )
+        if saved.complete and not staging.data.exists() and not staging.output.exists():
+            raise OutputError(
+                f"{staging.data} is gone; something else has removed it; pass --overwrite to start "
+                f"anew"
+            )
+        if not found:
+            return saved
+        if saved.complete:
+            raise UsageError(
+                f"{staging.folder} holds a job that was complete before it was to be extended; "
+                f"run it once more without --extend and with the inputs that it had"
+            )
+        records = _kept(saved.records, saved.job, check_extension(saved.job, job, inputs))
+        Manifest.create(staging.path(MANIFEST), job, records, replaces=saved.replaces).close()
+        return _saved(staging)
+
+    @staticmethod
+    def _extend(
+        config: EmbedConfig, staging: Staging, job: dict[str, Any], inputs: Sequence[Input]
+    ) -> Saved:
+        """Stages a finished job again, so that more can follow."""
+        saved = read_manifest(manifest_path(staging.output))
+        if not config.extend:
+            more = ", or --extend to add new input to it" if saved and saved.complete else ""
+            raise UsageError(
+                f"the output {config.output} exists; pass --overwrite to replace it{more}"
+            )
+        if saved is None or not saved.complete:
+            raise UsageError(
+                f"--extend: {manifest_path(config.output)}, which tells what {config.output} was "
+                f"made of, is not there; pass --overwrite to start anew"
+            )
+        records = _kept(saved.records, saved.job, check_extension(saved.job, job, inputs))
+        staging.clear()
+        if staging.output.suffix == ".npy":
+            _copy(staging.output, staging.data)
+        else:
+            ends = [each.written for each in records]
+            stage_again(staging.output, staging.path(ROWS), ends)
+        if records and records[-1].error_bytes:
+            _copy(errors_path(staging.output), staging.path(ERRORS))
+        Manifest.create(staging.path(MANIFEST), job, records, replaces=True).close()
+        return _saved(staging)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the output so far."""
+        return self.records[-1].written if self.records else 0
+
+    @property
+    def resumed_rows(self) -> int:
+        """Rows among them that earlier runs have written."""
+        return self.done[-1].written if self.done else 0
 
     @property
     def errors_file(self) -> str | None:
-        """Where the bad rows are described, or None if there were none."""
-        return str(self._bad_rows.path) if self._bad_rows.count else None
+        """Where the bad rows are described, or None if there are none."""
+        bad = self.records and self.records[-1].error_bytes
+        return str(errors_path(self._config.output)) if bad else None
 
     def open_in_place(self) -> NpyRows | None:
         """Opens the output for others to write rows at their places; None where they cannot.
@@ -46,24 +206,99 @@ class Output:
         return sink.in_place
 
     def write(self, embedded: Embedded, id_type: pa.DataType | None) -> None:
-        """Writes one block, unless its vectors are there; the first decides the type of the ids.
+        """Writes one block, unless its vectors are there, and hands it over to be committed.
+
+        Args:
+            embedded: the block after those that are there.
+            id_type: type of the ids in the output, None where rows are numbered.
 
         Raises:
-            OutputError: the output cannot be written.
+            OutputError: the output cannot be written, or an earlier block not be made durable.
             UsageError: the ids cannot have the type of the ids before them.
         """
-        # First of all: it takes the lock that keeps a second run off the files of the first.
         sink = self._open(id_type)
-        vectors = embedded.vectors
         for bad in embedded.bad:
             row = embedded.first_row + bad.row
             self._bad_rows.write(embedded.file, bad.line, row, bad.reason)
+        self._bad_rows.flush()
+        rows = self._write_rows(sink, embedded, id_type)
+        record = BlockRecord(
+            block=embedded.index,
+            input=embedded.input,
+            first_row=embedded.first_row,
+            rows=embedded.rows,
+            checksum=embedded.checksum,
+            bytes_done=embedded.bytes_done,
+            written=self.rows + rows,
+            data_bytes=sink.size,
+            error_bytes=self._bad_rows.size,
+            bad_rows=len(embedded.bad),
+            truncated_rows=embedded.truncated_rows,
+            tokens=embedded.tokens,
+            padded_tokens=embedded.padded_tokens,
+            batches=embedded.batches,
+        )
+        self._committer.put(record)
+        self.records.append(record)
+
+    def finish(self, id_type: pa.DataType | None) -> None:
+        """Makes all durable and puts it in place.
+
+        Raises:
+            OutputError: that cannot be done; the job can be gone on with.
+        """
+        sink = self._open(id_type)
+        self._committer.finish()
+        sink.finish()
+        self._bad_rows.sync()
+        self._manifest.complete()
+        self._close()
+        self._staging.publish(replaces=self._replaces)
+        self.complete = True
+
+    def keep(self, *, wait: bool = True) -> int:
+        """Closes the files and leaves what is durable; where nothing is, nothing is left.
+
+        Args:
+            wait: whether finished blocks that are not durable yet are made so.
+
+        Returns:
+            Rows that are kept.
+        """
+        if self.complete:
+            return self.rows
+        if wait:
+            with suppress(OutputError):
+                self._committer.finish()
+        self._committer.abandon()
+        committed = len(self.done) + self._committer.committed
+        self._close()
+        if committed:
+            self._staging.close()
+            return self.records[committed - 1].written
+        self._staging.discard()
+        return 0
+
+    def _sync(self) -> None:
+        if self._sink is not None:
+            self._sink.sync()
+        self._bad_rows.sync()
+        if not self._synced_folder:  # the names of the files, too
+            with output_errors(self._staging.folder):
+                sync_folder(self._staging.folder)
+            self._synced_folder = True
+
+    def _close(self) -> None:
+        for each in (self._sink, self._bad_rows, self._manifest):
+            if each is not None:
+                each.close()
+
+    def _write_rows(self, sink: Sink, embedded: Embedded, id_type: pa.DataType | None) -> int:
+        vectors, valid, first_row = embedded.vectors, embedded.valid, embedded.first_row
         if vectors is None:
             assert isinstance(sink, NpySink)
             sink.add(embedded.rows)
-            self.rows += embedded.rows
-            return
-        valid, first_row = embedded.valid, embedded.first_row
+            return embedded.rows
         ids = self._ids(embedded, id_type)
         if embedded.bad and self._config.on_error == "skip":
             # Rows that are left out leave gaps in the numbers, so the numbers are written out.
@@ -72,33 +307,26 @@ class Output:
             ids, vectors = ids.filter(pa.array(valid)), vectors[valid]
             valid = np.ones(len(vectors), np.bool_)
         sink.write(vectors, valid, ids, first_row)
-        self.rows += len(vectors)
-
-    def commit(self, id_type: pa.DataType | None) -> None:
-        """Puts both files in place.
-
-        Raises:
-            OutputError: they cannot be written.
-        """
-        self._open(id_type).commit()
-        self._bad_rows.commit()
-
-    def abort(self) -> None:
-        """Removes what was written; an output that was there before stays."""
-        if self._sink is not None:
-            self._sink.abort()
-        self._bad_rows.abort()
+        return len(vectors)
 
     def _open(self, id_type: pa.DataType | None) -> Sink:
         if self._sink is None:
-            self._sink = open_sink(
-                self._config.output,
-                dimension=self._dimension,
-                dtype=self._config.dtype,
-                id_type=id_type,
-                overwrite=self._config.overwrite,
-            )
+            self._sink = self._make_sink(id_type)
         return self._sink
+
+    def _make_sink(self, id_type: pa.DataType | None) -> Sink:
+        staging, dtype = self._staging, self._config.dtype
+        if staging.output.suffix == ".npy":
+            size = self.done[-1].data_bytes if self.done else 0
+            return NpySink(staging.data, dimension=self._dimension, dtype=dtype, size=size)
+        return ParquetSink(
+            staging.data,
+            staging.path(ROWS),
+            dimension=self._dimension,
+            dtype=dtype,
+            id_type=id_type,
+            blocks=[each.data_bytes for each in self.done],
+        )
 
     def _ids(self, embedded: Embedded, id_type: pa.DataType | None) -> pa.Array | None:
         ids = embedded.ids
@@ -113,3 +341,28 @@ class Output:
                 f"{embedded.file}: its ids are of type {ids.type}, those of the run {id_type}; "
                 f"pass --id-type string, or embed the files apart"
             ) from error
+
+
+def _saved(staging: Staging) -> Saved:
+    saved = read_manifest(staging.path(MANIFEST))
+    if saved is None:
+        raise OutputError(f"{staging.path(MANIFEST)} is gone again; see what removes it")
+    return saved
+
+
+def _kept(
+    records: Sequence[BlockRecord], job: dict[str, Any], grown: bool
+) -> Sequence[BlockRecord]:
+    """Returns the blocks that stand when a job is extended.
+
+    Where its last input has grown, that one's last block may have had room for more.
+    """
+    last = len(job["inputs"]) - 1
+    return records[:-1] if grown and records and records[-1].input == last else records
+
+
+def _copy(source: Path, target: Path) -> None:
+    with output_errors(target, size=source.stat().st_size):
+        shutil.copyfile(source, target)
+        with target.open("rb") as file:
+            os.fsync(file.fileno())

@@ -10,34 +10,42 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
 from headrace import keptwords
 from headrace.ahead import Ahead
+from headrace.blocks import Block, name_rows
 from headrace.config import EmbedConfig
 from headrace.contract import Contract
-from headrace.errors import DamagedInputError, MachineError, UsageError
+from headrace.errors import DamagedInputError, MachineError, ServerLostError, UsageError
 from headrace.feeder import Embedded, Feeder, Prepared, warm_up
 from headrace.feederpool import FeederPool
+from headrace.fingerprint import job_of
 from headrace.handover import Setup, batch_of
 from headrace.inputs import Input, total_bytes
 from headrace.kernels.batches import cut_lengths
 from headrace.kernels.compiled import is_kept
 from headrace.kernels.lines import place_lines, read_texts
 from headrace.kernels.words import join_words, number_words
+from headrace.manifest import BlockRecord
 from headrace.output import Output
 from headrace.progress import Counters, ProgressLine
 from headrace.reading import Reading
+from headrace.recovery import Lifeline, Recovery
 from headrace.report import Report
+from headrace.sinks import partial_folder
+from headrace.stopping import Interrupted, Stop
 from headrace.tokenizer import TextTokenizer
 from headrace.transport import Connection, leftovers, sweep
 
@@ -58,8 +66,10 @@ def run(
     *,
     counters: Counters | None = None,
     alone: bool = False,
+    lifeline: Lifeline | None = None,
+    stop: Stop | None = None,
 ) -> tuple[Report, DamagedInputError | None]:
-    """Embeds the inputs through a running server.
+    """Embeds the inputs through a running server; goes on where an earlier run of the job stopped.
 
     Args:
         config: the run's settings.
@@ -69,44 +79,66 @@ def run(
         counters: where to count; may hold the seconds that came before.
         alone: whether this process does nothing else, so that its allocator and its garbage
             collector can be tuned.
+        lifeline: gets the server back where it is lost.
+        stop: by which the run can be asked to stop.
 
     Returns:
         The report, and the damage that ended the reading early, if there was some: the rows
         before it are written.
 
     Raises:
-        UsageError: the settings do not fit the model or the inputs.
+        UsageError: the settings do not fit the model, the inputs or the job as it was begun.
         BadRowError: a bad row was met with ``on_error="fail"``.
-        MachineError: the server, an input or the output failed; nothing is written then.
+        MachineError: the server, an input or the output failed. What is durable stays, and the
+            error has a note that says so.
+        Interrupted: the run was asked to stop; the same holds.
     """
     contract = connection.contract
     check_settings(config, contract)
     prompt, prompt_source = choose_prompt(config, contract)
     max_length = config.max_length or contract.max_length
     counters = counters or Counters()
-    reading = Reading(config, inputs, block_rows(config, contract), counters)
-    job = _Job(config, connection, tokenizer, prompt, max_length, counters)
-    feeders = choose_feeders(config, contract, inputs)
-    if alone:
-        _tune_allocator(keep=feeders > 0)
-    _compile_once(job)
-    output = Output(config, contract)
+    stop = stop or Stop()
+    rows = block_rows(config, contract)
+    identity = job_of(
+        config, contract, inputs, prompt=prompt, max_length=max_length, block_rows=rows
+    )
     line = ProgressLine(total_bytes(inputs), quiet=config.quiet)
+    output = Output.open(config, contract, identity, inputs)
+    if output.done:
+        line.notice(_resumed(output, inputs))
+        counters.bytes_done = counters.bytes_resumed = output.done[-1].bytes_done
+    seconds = cpu_seconds = 0.0
+    reading = Reading(config, inputs, rows, counters, done=output.done, stop=stop)
+    recovery = Recovery(connection, lifeline, line.notice)
+    job = _Job(config, connection, tokenizer, prompt, max_length, counters, recovery, stop)
+    feeders = choose_feeders(config, contract, inputs)
+    way: _Inline | _Pooled | _Nothing = _Nothing()
+    in_order = False
     try:
-        with _Pooled(job, feeders, output) if feeders else _Inline(job) as way:
+        if not output.complete:
             if alone:
-                gc.freeze()  # what is there now stays: collections need not look at it
-            start, cpu_start = time.perf_counter(), time.process_time()
-            for embedded in way.embedded(reading, lambda: line.update(counters)):
+                _tune_allocator(keep=feeders > 0)
+            _compile_once(job)
+            with _Pooled(job, feeders, output) if feeders else _Inline(job) as way, stop.heeded():
+                if alone:
+                    gc.freeze()  # what is there now stays: collections need not look at it
+                start, cpu_start = time.perf_counter(), time.process_time()
+                line.start()
+                for embedded in way.embedded(reading, lambda: line.update(counters)):
+                    with counters.timed("write"):
+                        output.write(embedded, reading.ids.type)
+                    line.update(counters)
+                in_order = True
+                _check_finished(reading, output, stop)
                 with counters.timed("write"):
-                    output.write(embedded, reading.ids.type)
-                line.update(counters)
-            with counters.timed("write"):
-                output.commit(reading.ids.type)
-            seconds = time.perf_counter() - start
-            cpu_seconds = time.process_time() - cpu_start + way.feeders_cpu_seconds
-    except BaseException:
-        output.abort()
+                    output.finish(reading.ids.type)
+                seconds = time.perf_counter() - start
+                cpu_seconds = time.process_time() - cpu_start + way.feeders_cpu_seconds
+    except BaseException as error:
+        kept = output.keep(wait=in_order or not stop())  # at a second signal not even for the disk
+        if kept and not output.complete:
+            error.add_note(_how_to_go_on(config, kept))
         raise
     finally:
         line.close()
@@ -114,19 +146,16 @@ def run(
     report = Report(
         output=str(config.output),
         errors_file=output.errors_file,
-        rows=output.rows,
-        bad_rows=counters.bad_rows,
-        truncated_rows=counters.truncated_rows,
-        tokens=counters.tokens,
-        padding=counters.padding,
-        batches=counters.batches,
+        resumed_rows=output.resumed_rows,
+        **_totals(output.records),
         seconds=seconds,
-        rows_per_second=output.rows / seconds,
+        rows_per_second=(output.rows - output.resumed_rows) / seconds if seconds else 0.0,
         stage_seconds=dict(counters.seconds),
         stage_cpu_seconds=dict(counters.cpu_seconds),
         cpu_seconds=cpu_seconds,
         feeders=feeders,
         feeder_deaths=way.feeder_deaths,
+        server_losses=recovery.losses,
         word_cache=way.word_cache,
         **asdict(counters.tokenized),
         model=contract.name,
@@ -140,12 +169,46 @@ def run(
         prompt_source=prompt_source,
         transport=way.transport,
         transport_reason=way.transport_reason,
-        server=connection.server,
+        server=recovery.connection.server,
         inputs=tuple(each.name for each in inputs),
         damage=str(reading.damage) if reading.damage else None,
         versions=_versions(),
     )
     return report, reading.damage
+
+
+def _check_finished(reading: Reading, output: Output, stop: Stop) -> None:
+    """Checks, when no block is in flight any more, that all of the inputs is embedded."""
+    if reading.failure is not None:
+        raise reading.failure
+    if not (reading.ended and len(output.records) == reading.count):
+        raise Interrupted(stop.number or signal.SIGINT)
+
+
+def _totals(records: Sequence[BlockRecord]) -> dict[str, Any]:
+    """Returns what the report tells of a whole job."""
+    counts = ("bad_rows", "truncated_rows", "tokens", "padded_tokens", "batches")
+    totals = {name: sum(getattr(each, name) for each in records) for name in counts}
+    padded = totals.pop("padded_tokens")
+    padding = 1 - totals["tokens"] / padded if padded else 0.0
+    return {"rows": records[-1].written if records else 0, "padding": padding, **totals}
+
+
+def _resumed(output: Output, inputs: list[Input]) -> str:
+    """Says what of a job is done already, and what is left."""
+    last = output.done[-1]
+    ends = list(accumulate(each.size or 0 for each in inputs))
+    left = sum(
+        number > last.input or (number == last.input and end > last.bytes_done)
+        for number, end in enumerate(ends)
+    )
+    of = f"{left:,} of {len(inputs):,} {'file' if len(inputs) == 1 else 'files'}"
+    return f"going on: {last.written:,} rows are done already, {of} left"
+
+
+def _how_to_go_on(config: EmbedConfig, kept: int) -> str:
+    how = "the same command without --overwrite" if config.overwrite else "the same command"
+    return f"{kept:,} rows are kept in {partial_folder(config.output)}; {how} goes on from there"
 
 
 def block_rows(config: EmbedConfig, contract: Contract) -> int:
@@ -240,6 +303,20 @@ class _Job:
     prompt: str
     max_length: int
     counters: Counters
+    recovery: Recovery
+    stop: Stop
+
+
+class _Nothing:
+    """Nothing: the job was complete but for the name of its output."""
+
+    feeder_deaths = 0
+    word_cache = "not used"
+    transport = "none"
+    transport_reason = "nothing was left to do"
+
+    def keep_words(self) -> None:
+        """There are none."""
 
 
 class _Inline:
@@ -250,6 +327,7 @@ class _Inline:
 
     def __init__(self, job: _Job) -> None:
         self._job = job
+        self._blocks: dict[int, Block] = {}
 
     def __enter__(self) -> Self:
         job = self._job
@@ -266,7 +344,12 @@ class _Inline:
         self.transport = self._transport.name
         try:
             self._feeder = Feeder(
-                job.config, contract, self._tokenizer, self._transport, job.counters
+                job.config,
+                contract,
+                self._tokenizer,
+                self._transport,
+                job.counters,
+                stopping=job.stop,
             )
         except BaseException:  # an interruption, while its loops are loaded
             self._transport.close()
@@ -278,7 +361,37 @@ class _Inline:
 
     def embedded(self, reading: Reading, progress: Callable[[], None]) -> Iterator[Embedded]:
         with Ahead(self._prepared(reading), name="headrace-prepare") as ahead:
-            yield from self._feeder.run(ahead, progress)
+            while True:
+                try:
+                    for embedded in self._feeder.run(ahead, progress):
+                        self._job.recovery.finished(embedded.index)
+                        del self._blocks[embedded.index]
+                        yield embedded
+                except ServerLostError as error:
+                    if not self._recover(error):
+                        return
+                else:
+                    return
+
+    def _recover(self, lost: ServerLostError) -> bool:
+        """Gets the server back; returns whether it is wanted: a run that stops needs none."""
+        job = self._job
+        if job.stop():
+            return False
+        try:
+            connection = job.recovery.recover(
+                lost,
+                self._feeder.in_flight,
+                lambda block, rows: name_rows(self._blocks[block], rows),
+            )
+        except ServerLostError:
+            if job.stop():
+                return False
+            raise
+        self._transport.close()
+        self._transport, _ = connection.open_transport(job.config.transport)
+        self._feeder.take_up(self._transport, job.recovery.careful)
+        return True
 
     def keep_words(self) -> None:
         words = self._tokenizer.new_words()
@@ -287,6 +400,7 @@ class _Inline:
 
     def _prepared(self, reading: Reading) -> Iterator[Prepared]:
         for block in reading.blocks():
+            self._blocks[block.index] = block
             yield self._feeder.prepare(block, reading.ids)
 
 
@@ -310,7 +424,8 @@ class _Pooled:
             slots=max(2, -(-connection.slots // feeders)),
             in_place=output.open_in_place(),
         )
-        self._pool = FeederPool(setup, feeders, job.counters)
+        self._first = len(output.done)
+        self._pool = FeederPool(setup, feeders, job.counters, job.recovery, stop=job.stop)
 
     def __enter__(self) -> Self:
         if self._job.config.transport != "grpc":
@@ -325,19 +440,19 @@ class _Pooled:
         self._tokenizer_hash = ready.tokenizer_hash
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *how: Any) -> None:
         try:
-            self._pool.__exit__()
+            self._pool.__exit__(*how)
         finally:
             self.feeder_deaths = self._pool.deaths
             # What a feeder leaves that was killed, by others or by the pool in the end. What lies
             # on a GPU only the server can tell.
             if leftovers() or self.transport == "cuda":
                 with suppress(MachineError):
-                    sweep(self._job.connection.client)
+                    sweep(self._job.recovery.connection.client)
 
     def embedded(self, reading: Reading, progress: Callable[[], None]) -> Iterator[Embedded]:
-        yield from self._pool.run(reading, progress)
+        yield from self._pool.run(reading, progress, first=self._first)
         self.feeders_cpu_seconds = self._pool.cpu_seconds
 
     def keep_words(self) -> None:

@@ -40,6 +40,7 @@ class Counters:
         padded_tokens: tokens computed, padding included.
         batches: batches sent.
         bytes_done: bytes of input, as stored, that the done rows came from.
+        bytes_resumed: bytes of input, as stored, whose rows earlier runs have done.
         tokenized: what the word cache was asked for, and how it fared.
         seconds: by stage, see :data:`STAGES`; several feeders' seconds are added up.
         cpu_seconds: by stage, what the stage's own thread computed.
@@ -52,6 +53,7 @@ class Counters:
     padded_tokens: int = 0
     batches: int = 0
     bytes_done: int = 0
+    bytes_resumed: int = 0
     tokenized: WordCounts = field(default_factory=WordCounts)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     cpu_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
@@ -98,6 +100,10 @@ class ProgressLine:
         self._pause = 0.2 if self._live else 10.0
         self._start = self._last = time.monotonic()
         self._width = 0
+
+    def start(self) -> None:
+        """Begins the time of which rates are told."""
+        self._start = time.monotonic()
 
     def update(self, counters: Counters) -> None:
         """Shows the counters, if the last time is long enough ago."""
@@ -146,6 +152,10 @@ class ProgressLine:
 def describe(counters: Counters, seconds: float, total_bytes: int | None) -> str:
     """Returns the progress line after ``seconds`` of work."""
     elapsed = max(seconds, 1e-9)
+    before = counters.bytes_resumed
+    if before and not counters.rows:
+        far = f": {counters.bytes_done / total_bytes:.0%}" if total_bytes else ""
+        return f"reading again what is done{far}"
     parts = [
         f"{counters.rows:,} rows",
         f"{counters.rows / elapsed:,.0f} rows/s",
@@ -157,7 +167,9 @@ def describe(counters: Counters, seconds: float, total_bytes: int | None) -> str
     if total_bytes and counters.bytes_done:
         share = min(1.0, counters.bytes_done / total_bytes)
         parts.append(f"{share:.0%}")
-        parts.append(f"ETA {_clock(elapsed * (1 - share) / share)}")
+        here = share - before / total_bytes
+        if here > 0:
+            parts.append(f"ETA {_clock(elapsed * (1 - share) / here)}")
     return " · ".join(parts)
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pyarrow as pa
 
 from headrace.blocks import Block, IdColumn, find_lines
 from headrace.config import EmbedConfig
-from headrace.errors import DamagedInputError, UsageError
+from headrace.errors import DamagedInputError, HeadraceError, UsageError
 from headrace.inputs import Input
+from headrace.manifest import BlockRecord
 from headrace.progress import Counters
 from headrace.records import detect_id_type
 from headrace.sources import column_type, read_blocks
@@ -26,17 +27,36 @@ class Reading:
         inputs: what to read.
         block_rows: records in one block, at most.
         counters: where to count the time.
+        done: the first blocks, which earlier runs have embedded: they are read and compared, and
+            not given out.
+        stop: says whether no more blocks are wanted.
 
     Attributes:
         ids: where the ids come from; decided by the first block.
         damage: the damage that ended the reading, once the blocks have ended, or None.
+        failure: why no more could be read, once the blocks have ended, or None. So those before it
+            can be finished first.
+        count: blocks that were read so far, those of earlier runs included.
+        ended: whether the inputs were read to their end, or to a damage.
     """
 
     def __init__(
-        self, config: EmbedConfig, inputs: list[Input], block_rows: int, counters: Counters
+        self,
+        config: EmbedConfig,
+        inputs: list[Input],
+        block_rows: int,
+        counters: Counters,
+        *,
+        done: Sequence[BlockRecord] = (),
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.ids = IdColumn()
         self.damage: DamagedInputError | None = None
+        self.failure: HeadraceError | None = None
+        self.count = 0
+        self.ended = False
+        self._done = done
+        self._stop = stop
         self._config = config
         self._inputs = inputs
         self._block_rows = block_rows
@@ -44,11 +64,13 @@ class Reading:
         find_lines(b"", "text")  # has it compiled now, and not when the clock runs
 
     def blocks(self) -> Iterator[Block]:
-        """Yields the blocks; damage in an input ends them and is kept in ``damage``.
+        """Yields the blocks; what ends them too early is kept in ``damage`` or ``failure``."""
+        try:
+            yield from self._blocks()
+        except HeadraceError as error:
+            self.failure = error
 
-        Raises:
-            UsageError: an input has no such column, or too long a line.
-        """
+    def _blocks(self) -> Iterator[Block]:
         config, id_field = self._config, self._id_field()
         blocks = read_blocks(
             self._inputs,
@@ -57,21 +79,46 @@ class Reading:
             block_rows=self._block_rows,
             first_rows=FIRST_ROWS,
         )
-        first = True
-        while True:
-            try:
-                with self._counters.timed("read"):
-                    block = next(blocks, None)
-            except DamagedInputError as error:
-                self.damage = error
-                return
+        while not self._stop():
+            block = self._next(blocks)
             if block is None:
+                self._check_all_done_again()
+                self.ended = True
                 return
-            if first and id_field:
+            if block.index == 0 and id_field:
                 kind = self._decide_id_type(block, id_field)
                 self.ids = IdColumn(id_field, kind) if kind else IdColumn()
-            first = False
-            yield block
+            self.count += 1
+            if block.index < len(self._done):
+                self._check_same(block)
+                self._counters.bytes_done = block.bytes_done
+            else:
+                yield block
+
+    def _next(self, blocks: Iterator[Block]) -> Block | None:
+        try:
+            with self._counters.timed("read"):
+                return next(blocks, None)
+        except DamagedInputError as error:
+            self.damage = error
+            return None
+
+    def _check_same(self, block: Block) -> None:
+        record = self._done[block.index]
+        now = (block.input, block.first_row, block.rows, block.checksum)
+        if now != (record.input, record.first_row, record.rows, record.checksum):
+            unit = "row" if block.format == "parquet" else "line"
+            raise UsageError(
+                f"{block.file}, from {unit} {block.first_line} on: is not what it was when these "
+                f"rows were embedded; restore it, or pass --overwrite to start anew"
+            )
+
+    def _check_all_done_again(self) -> None:
+        if self.count < len(self._done):
+            raise UsageError(
+                f"the inputs end after {self._done[self.count].first_row:,} records, and more were "
+                f"embedded before; restore them, or pass --overwrite to start anew"
+            )
 
     def _id_field(self) -> str | None:
         """The field to take ids from, or None where rows are numbered."""

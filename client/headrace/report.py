@@ -16,14 +16,16 @@ class Report:
     Attributes:
         output: the file written.
         errors_file: where the bad rows are described, or None if there are none.
-        rows: rows written; with ``on_error="skip"`` bad rows are not among them.
+        rows: rows of the output; with ``on_error="skip"`` bad rows are not among them.
+        resumed_rows: rows among them that earlier runs of the job have written. What follows up to
+            ``batches`` is of the whole job, all else of this run.
         bad_rows: records that could not be embedded.
         truncated_rows: rows cut to ``max_length`` tokens.
         tokens: tokens embedded, special tokens included, padding not.
         padding: share of the computed tokens that was padding, 0 to 1.
         batches: batches sent to the server.
         seconds: from the first byte read to the output in place.
-        rows_per_second: rows written over ``seconds``.
+        rows_per_second: rows that this run has written over ``seconds``.
         stage_seconds: where the time went; ``build`` and ``start`` come before ``seconds`` begins,
             ``read``, ``parse`` and ``tokenize`` run beside the other stages, and the times of
             several feeders are added up.
@@ -32,6 +34,7 @@ class Report:
             libraries included; the server's is not.
         feeders: processes that tokenized and fed the server; 0 is this one.
         feeder_deaths: feeder processes that died and whose blocks others did.
+        server_losses: how often the server was lost and got back.
         word_cache: how words were remembered, or why not.
         words: words that the tokenizer's cache was asked for.
         new_words: words among them that it did not know.
@@ -57,6 +60,7 @@ class Report:
     output: str
     errors_file: str | None
     rows: int
+    resumed_rows: int
     bad_rows: int
     truncated_rows: int
     tokens: int
@@ -69,6 +73,7 @@ class Report:
     cpu_seconds: float
     feeders: int
     feeder_deaths: int
+    server_losses: int
     word_cache: str
     words: int
     new_words: int
@@ -113,7 +118,8 @@ class Report:
             f"{name} {seconds:.2f}s" for name, seconds in self.stage_seconds.items() if seconds
         )
         lines = [
-            f"{self.rows:,} rows of {self.dimension} {self.dtype} -> {self.output}",
+            f"{self.rows:,} rows of {self.dimension} {self.dtype} -> {self.output}"
+            + (f" ({self.resumed_rows:,} of them by earlier runs)" if self.resumed_rows else ""),
             f"  bad rows {self.bad_rows:,}"
             + (f" (see {self.errors_file})" if self.errors_file else ""),
             f"  truncated rows {self.truncated_rows:,} (to {self.max_length} tokens)",
@@ -124,6 +130,7 @@ class Report:
             f"plainly {self.plain_rows:,} · checked {self.checked_rows:,}",
             f"  feeders {self.feeders}"
             + (f" ({self.feeder_deaths} died and were replaced)" if self.feeder_deaths else "")
+            + (f" · server lost {self.server_losses} times" if self.server_losses else "")
             + f" · processor time {self.cpu_seconds:.2f}s",
             f"  model {self.model_id} · {self.precision} · {self.engine}",
             f"  transport {self.transport} ({self.transport_reason}) · server {self.server}",

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from headrace.blocks import Block, as_strings, find_lines, is_text
+from headrace.blocks import Block, as_strings, checksum, find_lines, is_text
 from headrace.config import MIB
 from headrace.decompress import compression, decompress, one_line
 from headrace.errors import DamagedInputError, UsageError
@@ -71,6 +71,7 @@ def read_blocks(
         UsageError: at once, where a Parquet file lacks a column or has it in another type; or
             while reading, where a line is too long (512 MiB).
         DamagedInputError: while reading, after the blocks of all complete records before it.
+        InputError: while reading, where an input cannot be read any more or has changed meanwhile.
     """
     wanted = tuple(dict.fromkeys(columns))
     _check_columns(inputs, wanted)
@@ -90,13 +91,9 @@ def column_type(item: Input, column: str) -> Any | None:
 
 def _number(inputs: Sequence[Input], columns: tuple[str, ...], limits: _Limits) -> Iterator[Block]:
     index = row = done = 0
-    for item in inputs:
+    for number, item in enumerate(inputs):
         offset = 0
-        if item.format == "parquet":
-            pieces = _read_parquet(item, columns, limits.bytes, limits.most_rows)
-        else:
-            pieces = _read_lines(item, item.format, limits)
-        for piece in pieces:
+        for piece in _pieces(item, columns, limits):
             offset = piece.offset
             yield Block(
                 index=index,
@@ -107,9 +104,24 @@ def _number(inputs: Sequence[Input], columns: tuple[str, ...], limits: _Limits) 
                 first_line=piece.first_line,
                 rows=piece.rows,
                 bytes_done=done + offset,
+                input=number,
+                checksum=checksum(piece.data),
             )
             index, row = index + 1, row + piece.rows
         done += offset if item.size is None else item.size
+
+
+def _pieces(item: Input, columns: tuple[str, ...], limits: _Limits) -> Iterator[_Piece]:
+    """Reads one input to its end, and sees that it is still the one that was found."""
+    try:
+        if item.format == "parquet":
+            yield from _read_parquet(item, columns, limits.bytes, limits.most_rows)
+        else:
+            yield from _read_lines(item, item.format, limits)
+    except DamagedInputError:
+        item.check_unchanged()  # not damaged, but another one by now?
+        raise
+    item.check_unchanged()
 
 
 def _read_lines(item: Input, kind: Literal["jsonl", "text"], limits: _Limits) -> Iterator[_Piece]:

@@ -125,6 +125,20 @@ class Server:
         self._gpus = _gpu_uuids()
         if self._gpus:
             link_driver(self._scratch / DRIVER_FOLDER)
+        self._start()
+
+    def restart(self) -> None:
+        """Ends the process, if it has not ended, and starts another; free ports are taken anew.
+
+        Raises:
+            ServerError: it did not become ready; the message quotes the server's own words.
+        """
+        self._end_process(drain=False)
+        self._remove_regions()
+        self._failure = None
+        self._start()
+
+    def _start(self) -> None:
         try:
             # Again where a free port was taken between our look and the server's bind.
             for _ in range(3):
@@ -147,12 +161,15 @@ class Server:
         try:
             self._end_process()
         finally:  # also when a Ctrl-C cuts that short
-            for region in SHM.glob(f"{self._shm_prefix}*"):
-                region.unlink(missing_ok=True)
+            self._remove_regions()
             if self._scratch is not None:
                 # Of the link to the repository, not what it leads to.
                 shutil.rmtree(self._scratch, ignore_errors=True)
             self._log.close()
+
+    def _remove_regions(self) -> None:
+        for region in SHM.glob(f"{self._shm_prefix}*"):
+            region.unlink(missing_ok=True)
 
     def obituary(self) -> str | None:
         """Returns why the server has died, or None if it lives (or died of our own will)."""
@@ -283,12 +300,12 @@ class Server:
 
         threading.Thread(target=watch, name="headrace-watch", daemon=True).start()
 
-    def _end_process(self) -> None:
+    def _end_process(self, *, drain: bool = True) -> None:
         process = self._process
         if process is None:
             return
         try:
-            if self._drain and process.poll() is None:
+            if drain and self._drain and process.poll() is None:
                 process.terminate()
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(STOP_SECONDS)

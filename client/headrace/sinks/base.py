@@ -10,11 +10,16 @@ from numpy.typing import NDArray
 
 
 class Sink(Protocol):
-    """Takes the rows of a run in output order and leaves one complete file, or none.
+    """Takes the rows of a job in output order and leaves one complete file.
 
-    A sink writes into ``OUTPUT.partial/`` and the output path changes only in :meth:`commit`.
-    A failed write removes what was written; the sink is then as after :meth:`abort`.
+    A sink writes into the job's folder. After a write that failed it is of no use but to be closed;
+    what was durable before stays, and another sink can go on there.
+
+    Attributes:
+        size: bytes of the staged rows, for :meth:`sync` to make durable and to go on from.
     """
+
+    size: int
 
     def write(
         self,
@@ -23,7 +28,7 @@ class Sink(Protocol):
         ids: pa.Array | None,
         first_row: int,
     ) -> None:
-        """Appends rows; nothing given here is changed or kept as it is (ids: until written).
+        """Appends rows; nothing given here is changed or kept.
 
         Args:
             vectors: [n, dimension] of float32 or of the sink's own type; what stands in an invalid
@@ -34,20 +39,25 @@ class Sink(Protocol):
 
         Raises:
             OutputError: the disk is full, or another error of the file system.
-            ValueError: the arrays do not fit each other or the sink, or the sink is closed.
+            ValueError: the arrays do not fit each other or the sink.
         """
 
-    def commit(self) -> None:
-        """Makes the file durable and renames it onto the output path.
+    def sync(self) -> None:
+        """Makes durable what was written before the call; from any thread.
 
         Raises:
-            OutputError: the file system refused; the output path is as it was (or, where only the
-                last sync of its folder failed, complete).
-            ValueError: the sink is closed: committed, aborted, or a write failed.
+            OutputError: the file system refused.
         """
 
-    def abort(self) -> None:
-        """Removes what was written; does nothing on a closed sink; an output stays untouched."""
+    def finish(self) -> None:
+        """Completes the file that becomes the output, and makes it durable.
+
+        Raises:
+            OutputError: the disk is full, or another error of the file system.
+        """
+
+    def close(self) -> None:
+        """Closes the files; idempotent."""
 
 
 def check_rows(

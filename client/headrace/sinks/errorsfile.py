@@ -5,39 +5,41 @@ from __future__ import annotations
 import json
 import os
 from contextlib import suppress
-from io import BufferedWriter
 from pathlib import Path
+from typing import BinaryIO
 
-from headrace.sinks.staging import output_errors, sync_folder
-
-
-def errors_path(output: Path) -> Path:
-    """Returns where the bad rows of a run with this output are described."""
-    return output.with_name(f"{output.name}.errors.jsonl")
+from headrace.files import open_kept, output_errors
 
 
 class ErrorsFile:
-    """Writes ``OUTPUT.errors.jsonl``: one object with ``file``, ``line``, ``row`` and ``reason``.
+    """Writes bad rows: one object with ``file``, ``line``, ``row`` and ``reason`` each.
 
-    Lines gather in ``OUTPUT.errors.jsonl.partial``, which is made only when the first bad row
-    comes and renamed in :meth:`commit`. A run without bad rows leaves no errors file.
+    The file is made when the first bad row comes. A run without bad rows has none.
 
     Attributes:
-        path: the errors file, which exists after a commit if ``count`` is not 0.
-        count: bad rows written so far.
+        path: the file, in the folder of the job.
+        size: bytes of it that were written.
     """
 
-    def __init__(self, output: Path) -> None:
-        """Touches nothing yet.
+    def __init__(self, path: Path, *, size: int = 0) -> None:
+        """Opens what an earlier run of the job has written, if it has.
 
         Args:
-            output: the run's output; the errors file gets its name with an ending more.
+            path: the file.
+            size: bytes of it to keep.
+
+        Raises:
+            OutputError: the file is not there, is shorter, or cannot be written.
         """
-        self.path = errors_path(output)
-        self.count = 0
-        self._partial = self.path.with_name(f"{self.path.name}.partial")
-        self._file: BufferedWriter | None = None
-        self._open = True
+        self.path = path
+        self.size = size
+        self._file: BinaryIO | None = None
+        self._flushed = self._synced = size
+        if size:
+            self._file = open_kept(path, size)
+            return
+        with output_errors(path):
+            path.unlink(missing_ok=True)
 
     def write(self, file: str, line: int | None, row: int, reason: str) -> None:
         """Adds one bad row.
@@ -50,60 +52,45 @@ class ErrorsFile:
             reason: what is wrong with it, in one line.
 
         Raises:
-            OutputError: the errors file cannot be written; what was written so far is removed.
-            ValueError: the errors file is closed.
+            OutputError: the errors file cannot be written.
         """
-        self._check_open()
         record = {"file": file, "line": line, "row": row, "reason": reason}
         try:
             data = json.dumps(record, ensure_ascii=False).encode()
         except UnicodeEncodeError:
             # UTF-8 has no lone surrogates, JSON has: as \udcXX.
             data = json.dumps(record).encode()
-        try:
-            with output_errors(self._partial, size=len(data) + 1):
-                if self._file is None:
-                    self._file = self._partial.open("wb")
-                self._file.write(data + b"\n")
-        except BaseException:
-            # Half a line must never be committed.
-            self.abort()
-            raise
-        self.count += 1
+        with output_errors(self.path, size=len(data) + 1):
+            if self._file is None:
+                self._file = self.path.open("wb")
+            self._file.write(data + b"\n")
+        self.size += len(data) + 1
 
-    def commit(self) -> None:
-        """Makes the errors file durable, or removes an earlier run's where no row was bad.
+    def flush(self) -> None:
+        """Hands what was written to the system, for :meth:`sync` to be called from elsewhere.
 
         Raises:
-            OutputError: the file system refused; what was written so far is removed.
-            ValueError: the errors file is closed.
+            OutputError: the disk is full, or another error of the file system.
         """
-        self._check_open()
-        try:
+        if self._file is not None:
             with output_errors(self.path):
-                if self._file is None:
-                    self.path.unlink(missing_ok=True)
-                    self._partial.unlink(missing_ok=True)
-                else:
-                    self._file.flush()
-                    os.fsync(self._file.fileno())
-                    self._file.close()
-                    self._partial.replace(self.path)
-                sync_folder(self.path.parent)
-        except BaseException:
-            self.abort()
-            raise
-        self._open = False
+                self._file.flush()
+        self._flushed = self.size
 
-    def abort(self) -> None:
-        """Removes what this run wrote; an earlier errors file stays; does nothing once closed."""
-        if self._open and self._file is not None:
-            with suppress(OSError):
+    def sync(self) -> None:
+        """Makes durable what was flushed.
+
+        Raises:
+            OutputError: the file system refused.
+        """
+        size = self._flushed
+        if self._file is not None and size != self._synced:
+            with output_errors(self.path):
+                os.fsync(self._file.fileno())
+            self._synced = size
+
+    def close(self) -> None:
+        """Closes the file; idempotent."""
+        if self._file is not None:
+            with suppress(OSError):  # on a full disk what waits cannot be written now either
                 self._file.close()
-            with suppress(OSError):
-                self._partial.unlink(missing_ok=True)
-        self._open = False
-
-    def _check_open(self) -> None:
-        if not self._open:
-            raise ValueError(f"{self.path} is closed: committed or aborted")

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from headrace.config import Dtype
 from headrace.errors import HeadraceError
+from headrace.files import open_kept, output_errors
 from headrace.sinks.base import check_rows, fill_rows
-from headrace.sinks.staging import Staging, output_errors
 
 HEADER_BYTES = 128
 PAGE_BYTES = 4096  # what O_DIRECT wants of places, sizes and memory, and more on most disks
@@ -142,31 +142,44 @@ def _begin_to_store(file: int, at: int, size: int) -> None:
 class NpySink:
     """Writes an array float32 or float16[rows, dimension]; an invalid row is NaN throughout.
 
-    Ids are not written: row i of the array is row i of the run.
+    Ids are not written: row i of the array is row i of the job.
+
+    Attributes:
+        size: bytes of the file up to the last row.
     """
 
-    def __init__(self, output: Path, *, dimension: int, dtype: Dtype, overwrite: bool) -> None:
-        """Opens ``OUTPUT.partial/data.npy``.
+    def __init__(self, path: Path, *, dimension: int, dtype: Dtype, size: int = 0) -> None:
+        """Opens the file.
 
         Args:
-            output: the file to write in the end.
+            path: the file.
             dimension: length of a vector.
             dtype: type of the written values; float16 rounds, and is infinite beyond 65,504.
-            overwrite: whether an existing output may be replaced.
+            size: bytes of an earlier run's file to go on after; 0 makes a new one.
 
         Raises:
-            OutputError: the folder or the file cannot be made.
+            OutputError: the file cannot be made, or has fewer bytes.
         """
+        self._path = path
         self._dimension = dimension
         self._dtype = dtype
         self._type = _TYPES[dtype]
-        self._rows = 0
         # Small pieces keep memory flat and the conversion inside the processor's cache.
         self._piece_rows = max(1, _PIECE_BYTES // (dimension * self._type.itemsize))
         self._piece: NDArray[np.floating] | None = None
-        self._staging = Staging(output, overwrite=overwrite)
-        with self._staging.writing():
-            self._staging.file.write(self._header())
+        self.size = size or HEADER_BYTES
+        if size:
+            self._file = open_kept(path, size)
+            return
+        with output_errors(path):
+            self._file = path.open("wb")
+            self._file.write(self._header())
+            self._file.flush()
+
+    @property
+    def rows(self) -> int:
+        """Rows that were written."""
+        return (self.size - HEADER_BYTES) // (self._dimension * self._type.itemsize)
 
     def write(
         self,
@@ -176,45 +189,51 @@ class NpySink:
         first_row: int,  # noqa: ARG002
     ) -> None:
         """Appends rows; see :meth:`headrace.sinks.base.Sink.write`."""
-        self._staging.check_open()
         check_rows(vectors, valid, self._dimension, self._type)
         as_is = vectors.dtype == self._type and vectors.flags.c_contiguous
-        with self._staging.writing(vectors.size * self._type.itemsize):
+        size = vectors.size * self._type.itemsize
+        with output_errors(self._path, size=size):
             for start in range(0, len(vectors), self._piece_rows):
                 piece = vectors[start : start + self._piece_rows]
                 piece_valid = valid[start : start + self._piece_rows]
                 if as_is and piece_valid.all():
-                    self._staging.file.write(piece.data)
+                    self._file.write(piece.data)
                 else:
-                    self._staging.file.write(self._convert(piece, piece_valid).data)
-        self._rows += len(vectors)
+                    self._file.write(self._convert(piece, piece_valid).data)
+            self._file.flush()
+        self.size += size
 
     @property
     def in_place(self) -> NpyRows:
         """Where others can write rows, which :meth:`add` then counts in."""
-        return NpyRows(self._staging.path.absolute(), self._dimension, self._dtype)
+        return NpyRows(self._path.absolute(), self._dimension, self._dtype)
 
     def add(self, rows: int) -> None:
         """Counts rows that somebody else has written after those that are there."""
-        self._staging.check_open()
-        self._rows += rows
+        self.size += rows * self._dimension * self._type.itemsize
 
-    def commit(self) -> None:
-        """Writes the true number of rows and renames; see :meth:`Staging.commit`."""
-        with self._staging.writing():
-            self._staging.file.seek(0, io.SEEK_SET)
-            self._staging.file.write(self._header())
-            self._staging.file.flush()
-            size = os.fstat(self._staging.file.fileno()).st_size
-            if size != HEADER_BYTES + self._rows * self._dimension * self._type.itemsize:
-                raise HeadraceError(
-                    f"internal error: {self._rows} rows do not make {size} bytes; please report it"
-                )
-        self._staging.commit()
+    def sync(self) -> None:
+        """See :meth:`headrace.sinks.base.Sink.sync`."""
+        with output_errors(self._path):
+            os.fsync(self._file.fileno())
 
-    def abort(self) -> None:
-        """Removes what was written; does nothing on a closed sink."""
-        self._staging.abort()
+    def finish(self) -> None:
+        """Writes the true number of rows; see :meth:`headrace.sinks.base.Sink.finish`."""
+        with output_errors(self._path):
+            self._file.seek(0, io.SEEK_SET)
+            self._file.write(self._header())
+            self._file.flush()
+            size = os.fstat(self._file.fileno()).st_size
+            os.fsync(self._file.fileno())
+        if size != self.size:
+            raise HeadraceError(
+                f"internal error: {self.rows} rows do not make {size} bytes; please report it"
+            )
+
+    def close(self) -> None:
+        """Closes the file; idempotent."""
+        with suppress(OSError):  # on a full disk what waits cannot be written now either
+            self._file.close()
 
     def _convert(
         self, vectors: NDArray[np.floating], valid: NDArray[np.bool_]
@@ -226,7 +245,7 @@ class NpySink:
         return piece
 
     def _header(self) -> bytes:
-        shape = (self._rows, self._dimension)
+        shape = (self.rows, self._dimension)
         fields = f"{{'descr': '{self._type.str}', 'fortran_order': False, 'shape': {shape}, }}"
         prefix = b"\x93NUMPY\x01\x00" + (HEADER_BYTES - 10).to_bytes(2, "little")
         return prefix + fields.encode("ascii").ljust(HEADER_BYTES - 11) + b"\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
@@ -16,22 +17,31 @@ import tritonclient.grpc as triton
 from numpy.typing import NDArray
 
 from headrace.contract import ATTENTION_MASK, EMBEDDING, INPUT_IDS, Contract
-from headrace.errors import ServerError
+from headrace.errors import MachineError, ServerError, ServerLostError
 
-INFER_SECONDS = 300.0
-GRACE_SECONDS = 10.0  # for the request's own deadline to be told
+GRACE_SECONDS = 5.0  # for the request's own deadline to be told
 DRAIN_SECONDS = 30.0
+
+
+# What gRPC says where the server is gone, hangs, or ends.
+_LOST = {f"StatusCode.{name}" for name in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")}
 
 
 @contextmanager
 def server_errors(what: str) -> Iterator[None]:
-    """Turns what tritonclient and gRPC raise into :class:`ServerError`, saying ``what`` failed."""
+    """Turns what tritonclient and gRPC raise into :class:`ServerError`, saying ``what`` failed.
+
+    Raises:
+        ServerLostError: there was no answer.
+        ServerError: the answer was an error.
+    """
     try:
         yield
     except triton.InferenceServerException as error:
-        raise ServerError(f"{what}: {error.message()}") from error
+        kind = ServerLostError if error.status() in _LOST else ServerError
+        raise kind(f"{what}: {error.message()}") from error
     except grpc.RpcError as error:
-        raise ServerError(f"{what}: {error}") from error
+        raise ServerLostError(f"{what}: {error}") from error
 
 
 @dataclass(slots=True, eq=False)
@@ -48,6 +58,7 @@ class Slot:
         vectors: float[rows, dimension], once the answer is there; a view that is valid until the
             slot is released.
         failure: why there is no answer, or None.
+        sent: when the batch was submitted, in seconds of :func:`time.monotonic`.
     """
 
     index: int
@@ -58,6 +69,7 @@ class Slot:
     length: int = 0
     vectors: NDArray[np.floating[Any]] | None = None
     failure: Exception | None = None
+    sent: float = 0.0
 
     def shaped(self, rows: int, length: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Gives the slot a shape; returns its ids and mask, int32[rows, length], to be filled."""
@@ -106,6 +118,13 @@ class SlotSize:
         return self.rows * self.dimension * self.dtype.itemsize
 
 
+def one_line(error: BaseException) -> str:
+    """Returns an error's message, or its kind where it has none, without line ends."""
+    if isinstance(error, triton.InferenceServerException):
+        return str(error.message())
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def wrong_shape(slot: Slot, size: SlotSize, shape: list[int]) -> ServerError:
     """Returns the error for an answer that is not what the model's settings promise."""
     return ServerError(
@@ -127,8 +146,19 @@ class Transport(ABC):
 
     name: str
 
-    def __init__(self, client: triton.InferenceServerClient, contract: Contract) -> None:
+    def __init__(
+        self, client: triton.InferenceServerClient, contract: Contract, patience: float
+    ) -> None:
+        """Holds what every way has in common.
+
+        Args:
+            client: the server's client.
+            contract: the model's settings.
+            patience: seconds within which a batch is to be answered.
+        """
         self.slots = 0
+        self._patience = patience
+        self._lost = False
         self._client = client
         self._model = contract.name
         # In turn, not the last one first: every slot's memory is touched early, none later.
@@ -150,9 +180,10 @@ class Transport(ABC):
         """Sends the slot's batch and returns at once.
 
         Raises:
-            ServerError: the request could not be sent.
+            ServerLostError: the request could not be sent.
         """
         slot.vectors = slot.failure = None
+        slot.sent = time.monotonic()
         inputs = [
             triton.InferInput(name, [slot.rows, slot.length], "INT32")
             for name in (INPUT_IDS, ATTENTION_MASK)
@@ -170,9 +201,9 @@ class Transport(ABC):
                 slot.failure = wrong
             self._done.put(slot)
 
-        with server_errors("the request could not be sent"):
+        with self._losing(), server_errors("the request could not be sent"):
             self._client.async_infer(
-                self._model, inputs, answered, outputs=[output], client_timeout=INFER_SECONDS
+                self._model, inputs, answered, outputs=[output], client_timeout=self._patience
             )
         self._in_flight += 1
 
@@ -180,20 +211,26 @@ class Transport(ABC):
         """Waits for the next answer and returns its slot, with ``vectors`` set.
 
         Raises:
-            ServerError: the server answered with an error, or not at all.
+            ServerLostError: the server answered with an error, or not at all: it may do better
+                when it is asked again, or another one may.
+            ServerError: the answer is not what the model's settings promise.
         """
-        try:
-            slot = self._wait(INFER_SECONDS + GRACE_SECONDS)
-        except queue.Empty:
-            raise ServerError(f"the server has not answered for {INFER_SECONDS:.0f} s") from None
-        self._in_flight -= 1
-        if slot.failure is not None:
+        with self._losing():
+            try:
+                slot = self._wait(self._patience + GRACE_SECONDS)
+            except queue.Empty:
+                raise self._hangs() from None
+            self._in_flight -= 1
+            if slot.failure is None:
+                return slot
             what = f"the server failed a batch of {slot.rows} rows of {slot.length} tokens"
-            if isinstance(slot.failure, ServerError):
-                raise ServerError(f"{what}: {slot.failure}") from slot.failure
-            with server_errors(what):
-                raise slot.failure
-        return slot
+            match slot.failure:
+                case MachineError() as error if not isinstance(error, ServerError):
+                    raise error  # it is this side's
+                case ServerError() as error if not isinstance(error, ServerLostError):
+                    raise ServerError(f"{what}: {error}") from error
+                case error:
+                    raise ServerLostError(f"{what}: {one_line(error)}") from error
 
     def release(self, slot: Slot) -> None:
         """Gives a slot back; its arrays must not be used any more."""
@@ -205,6 +242,11 @@ class Transport(ABC):
         if self._closed:
             return
         self._closed = True
+        if self._lost:
+            self._in_flight = 0
+            self._free.clear()
+            self.abandon()
+            return
         answered = False
         try:
             while self._in_flight:
@@ -223,6 +265,18 @@ class Transport(ABC):
 
     def abandon(self) -> None:  # noqa: B027 -- most leave nothing
         """Removes what would outlive this process, which is about to end, without waiting."""
+
+    @contextmanager
+    def _losing(self) -> Iterator[None]:
+        """Notes that the server was lost, so that nobody waits for its answers any more."""
+        try:
+            yield
+        except ServerLostError:
+            self._lost = True
+            raise
+
+    def _hangs(self) -> ServerLostError:
+        return ServerLostError(f"the server has not answered for {self._patience:.0f} s")
 
     def _wait(self, seconds: float) -> Slot:
         """Returns the next slot that is answered, or has failed.

@@ -10,9 +10,9 @@ from typing import Any
 
 import tritonclient.grpc as triton
 
-from headrace.config import Engine, Precision, TransportChoice
+from headrace.config import REQUEST_TIMEOUT, Engine, Precision, TransportChoice
 from headrace.contract import BUILT_FOR, PARAMETER, SERVER_NAME, Contract
-from headrace.errors import MachineError, ServerError, UsageError
+from headrace.errors import MachineError, ServerError, ServerLostError, UsageError
 from headrace.transport.base import SlotSize, Transport, server_errors
 from headrace.transport.cuda import CudaMemory
 from headrace.transport.grpc import GrpcTransport
@@ -40,6 +40,7 @@ class Connection:
         gpus: UUIDs of the GPUs that compute it, where they are known, by their numbers in the
             server's process.
         name: what the server calls itself.
+        patience: seconds within which a batch is to be answered.
     """
 
     client: triton.InferenceServerClient
@@ -50,6 +51,7 @@ class Connection:
     on_gpus: bool = False
     gpus: dict[int, str] = field(default_factory=dict)
     name: str = ""
+    patience: float = REQUEST_TIMEOUT
 
     @property
     def slots(self) -> int:
@@ -77,7 +79,7 @@ class Connection:
             with suppress(MachineError):  # a server elsewhere may not know of shared memory
                 sweep(self.client)
         if choice == "grpc":
-            return GrpcTransport(self.client, self.contract, slots=slots), "asked for"
+            return self._grpc(slots), "asked for"
         if choice == "cuda":
             return self._shared(self._cuda(slots)), "asked for"
         if choice == "system":
@@ -91,8 +93,10 @@ class Connection:
         try:
             return self._shared(self._system(slots)), f"server and client share memory{why}"
         except MachineError as error:
-            transport = GrpcTransport(self.client, self.contract, slots=slots)
-            return transport, f"not system: {error}{why}"
+            return self._grpc(slots), f"not system: {error}{why}"
+
+    def _grpc(self, slots: int) -> GrpcTransport:
+        return GrpcTransport(self.client, self.contract, slots=slots, patience=self.patience)
 
     def _cuda(self, slots: int) -> CudaMemory:
         if not self.on_gpus:
@@ -113,8 +117,10 @@ class Connection:
     def _shared(self, memory: Memory) -> SharedTransport:
         try:
             if self.http is not None and answers(self.http, self.name):
-                return HttpTransport(self.client, self.contract, memory, http=self.http)
-            return SharedTransport(self.client, self.contract, memory)
+                return HttpTransport(
+                    self.client, self.contract, memory, http=self.http, patience=self.patience
+                )
+            return SharedTransport(self.client, self.contract, memory, patience=self.patience)
         except BaseException:
             memory.close()
             raise
@@ -131,6 +137,7 @@ def connect(
     engine: Engine = "auto",
     precision: Precision = "auto",
     exact: bool = False,
+    patience: float = REQUEST_TIMEOUT,
 ) -> Connection:
     """Connects to ``server`` and to the first of the models ``names`` that it has ready.
 
@@ -143,10 +150,12 @@ def connect(
         engine: what is to compute.
         precision: what it is to compute in.
         exact: whether only an entry of just that name will do.
+        patience: seconds within which a batch is to be answered.
 
     Raises:
         UsageError: ``server`` is not ``HOST:PORT``, or has none of these models.
-        ServerError: nobody answers, or the model is not one of headrace's.
+        ServerLostError: nobody answers.
+        ServerError: the model is not one of headrace's.
     """
     host, _, port = server.rpartition(":")
     if not host or "/" in server or not port.isdigit() or not 0 < int(port) < 65536:
@@ -158,7 +167,7 @@ def connect(
         _wait_until_live(client, server)
         with server_errors(f"the server {server} cannot be asked for its models"):
             config, contract = _choose(client, server, names, engine, precision, exact=exact)
-            name = client.get_server_metadata().name
+            name = client.get_server_metadata(client_timeout=CONNECT_SECONDS).name
     except BaseException:
         client.close()
         raise
@@ -176,6 +185,7 @@ def connect(
         instances=sum(group.count * max(1, len(group.gpus)) for group in config.instance_group),
         on_gpus=_on_gpus(config),
         gpus={number: uuids[number] for number in numbers if number < len(uuids)},
+        patience=patience,
     )
 
 
@@ -196,7 +206,7 @@ def _choose(
         pattern = re.compile(re.escape(name) if exact else rf"{re.escape(name)}(-{BUILT_FOR})?")
         fitting: list[tuple[Any, Contract]] = []
         for found in filter(pattern.fullmatch, ready):  # the name itself comes first
-            config = client.get_model_config(found).config
+            config = client.get_model_config(found, client_timeout=CONNECT_SECONDS).config
             try:
                 contract = _contract(config, server)
             except ServerError as error:
@@ -245,9 +255,9 @@ def _wait_until_live(client: triton.InferenceServerClient, server: str) -> None:
     try:
         live = client.is_server_live(client_timeout=CONNECT_SECONDS)
     except triton.InferenceServerException as error:
-        raise ServerError(
+        raise ServerLostError(
             f"no Triton server answers at {server} ({error.message()}); start one with "
             f"'headrace serve', or leave --server out to have one started"
         ) from error
     if not live:
-        raise ServerError(f"the server at {server} is not live; look at its log")
+        raise ServerLostError(f"the server at {server} is not live; look at its log")

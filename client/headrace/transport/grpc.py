@@ -18,9 +18,14 @@ class GrpcTransport(Transport):
     name = "grpc"
 
     def __init__(
-        self, client: triton.InferenceServerClient, contract: Contract, *, slots: int
+        self,
+        client: triton.InferenceServerClient,
+        contract: Contract,
+        *,
+        slots: int,
+        patience: float,
     ) -> None:
-        super().__init__(client, contract)
+        super().__init__(client, contract, patience)
         size = SlotSize.of(contract)
         self._size = size
         self.slots = slots

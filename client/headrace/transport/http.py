@@ -13,14 +13,15 @@ import queue
 import re
 import select
 import socket
+import time
 from http.client import HTTPConnection, HTTPException
 from typing import Any
 
 import tritonclient.grpc as triton
 
 from headrace.contract import ATTENTION_MASK, EMBEDDING, INPUT_IDS, Contract
-from headrace.errors import ServerError
-from headrace.transport.base import INFER_SECONDS, Slot
+from headrace.errors import ServerError, ServerLostError
+from headrace.transport.base import Slot
 from headrace.transport.memory import Memory, Place
 from headrace.transport.shared import SharedTransport
 
@@ -55,6 +56,7 @@ class HttpTransport(SharedTransport):
         contract: the model's settings.
         memory: where the slots lie.
         http: ``HOST:PORT`` of the server's HTTP endpoint.
+        patience: seconds within which a batch is to be answered.
     """
 
     def __init__(
@@ -64,13 +66,14 @@ class HttpTransport(SharedTransport):
         memory: Memory,
         *,
         http: str,
+        patience: float,
     ) -> None:
-        super().__init__(client, contract, memory)
+        super().__init__(client, contract, memory, patience=patience)
         self._head = (
             f"POST /v2/models/{contract.name}/infer HTTP/1.1\r\nHost: {http}\r\n"
             f"Content-Type: application/json\r\nContent-Length: "
         ).encode()
-        self._connections = [_Connection(http) for _ in range(self.slots)]
+        self._connections = [_Connection(http, patience) for _ in range(self.slots)]
         self._poll = select.poll()
         self._asked: dict[int, Slot] = {}
         self._ready: list[int] = []
@@ -78,20 +81,25 @@ class HttpTransport(SharedTransport):
     def submit(self, slot: Slot) -> None:
         """See :meth:`headrace.transport.Transport.submit`."""
         slot.vectors = slot.failure = None
+        slot.sent = time.monotonic()
         self._memory.hand_over(slot)
         body = self._body(slot)
-        try:
-            descriptor = self._connections[slot.index].send(
-                b"%b%d\r\n\r\n%b" % (self._head, len(body), body)
-            )
-        except OSError as error:
-            raise ServerError(f"the request could not be sent: {error}") from error
+        with self._losing():
+            try:
+                descriptor = self._connections[slot.index].send(
+                    b"%b%d\r\n\r\n%b" % (self._head, len(body), body)
+                )
+            except OSError as error:
+                raise ServerLostError(f"the request could not be sent: {error}") from error
         self._asked[descriptor] = slot
         self._poll.register(descriptor, select.POLLIN)
         self._in_flight += 1
 
     def _answered(self, seconds: float) -> Slot:
         if not self._ready:
+            if seconds and self._asked:  # the deadline is each request's, whatever others do
+                oldest = min(slot.sent for slot in self._asked.values())
+                seconds = max(0.0, min(seconds, oldest + self._patience - time.monotonic()))
             self._ready = [at for at, _ in self._poll.poll(seconds * 1000)]
         if not self._ready:
             raise queue.Empty
@@ -103,13 +111,13 @@ class HttpTransport(SharedTransport):
             answer = json.loads(body)
             if status != 200:
                 said = str(answer.get("error") if isinstance(answer, dict) else answer)
-                slot.failure = ServerError(said.removeprefix("[request id: <id_unknown>] "))
+                slot.failure = ServerLostError(said.removeprefix("[request id: <id_unknown>] "))
             else:
                 self._check(slot, answer["outputs"][0]["shape"])
         except ServerError as error:
             slot.failure = error
         except (OSError, ValueError, LookupError, TypeError) as error:
-            slot.failure = ServerError(f"{type(error).__name__}: {error}")
+            slot.failure = ServerLostError(f"{type(error).__name__}: {error}")
         return slot
 
     def _body(self, slot: Slot) -> bytes:
@@ -133,6 +141,12 @@ class HttpTransport(SharedTransport):
         }
         return json.dumps(request).encode()
 
+    def abandon(self) -> None:
+        """See :meth:`headrace.transport.Transport.abandon`."""
+        for connection in self._connections:
+            connection.close()
+        super().abandon()
+
     def _close(self) -> None:
         for connection in self._connections:
             connection.close()
@@ -147,17 +161,19 @@ class _Connection:
 
     Args:
         http: ``HOST:PORT``.
+        patience: seconds that sending or receiving may stall.
     """
 
-    def __init__(self, http: str) -> None:
+    def __init__(self, http: str, patience: float) -> None:
         host, _, port = http.rpartition(":")
+        self._patience = patience
         self._address = host.strip("[]"), int(port)
         self._socket: socket.socket | None = None
 
     def send(self, request: bytes) -> int:
         """Sends a request, connects first where that is yet to be done; returns the descriptor."""
         if self._socket is None:
-            self._socket = socket.create_connection(self._address, INFER_SECONDS)
+            self._socket = socket.create_connection(self._address, self._patience)
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket.sendall(request)
         return self._socket.fileno()

@@ -24,12 +24,18 @@ class SharedTransport(Transport):
         client: the server's client.
         contract: the model's settings.
         memory: where the slots lie.
+        patience: seconds within which a batch is to be answered.
     """
 
     def __init__(
-        self, client: triton.InferenceServerClient, contract: Contract, memory: Memory
+        self,
+        client: triton.InferenceServerClient,
+        contract: Contract,
+        memory: Memory,
+        *,
+        patience: float,
     ) -> None:
-        super().__init__(client, contract)
+        super().__init__(client, contract, patience)
         self.name = memory.name
         self._memory = memory
         self._coming: deque[Slot] = deque()
