@@ -363,9 +363,10 @@ class FeederPool:
         return unpack(work.block, work.size, self._texts[work.slot])
 
     def _place(self, task: Task) -> str:
-        block = self._block_of(task)
+        block = task.work.block
         if block.format == "parquet":
             return f"{block.file}, rows {block.first_line} to {block.first_line + block.rows - 1}"
+        block = self._block_of(task)
         lines = block.data.count(b"\n") + (not block.data.endswith(b"\n"))
         return f"{block.file}, lines {block.first_line} to {block.first_line + lines - 1}"
 

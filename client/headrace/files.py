@@ -79,21 +79,30 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def check_kept(path: Path, size: int) -> None:
+    """Checks that a file has the bytes that were made durable.
+
+    Raises:
+        OutputError: it is not there, or shorter.
+    """
+    with output_errors(path):
+        found = path.stat().st_size
+    if found < size:
+        raise OutputError(
+            f"{path} has {found:,} bytes, and {size:,} were made durable: something else has cut "
+            f"it; pass --overwrite to start anew"
+        )
+
+
 def open_kept(path: Path, size: int) -> BinaryIO:
     """Opens a file to go on writing after its first ``size`` bytes; what follows them is cut off.
 
     Raises:
         OutputError: it is not there, or shorter.
     """
+    check_kept(path, size)
     with output_errors(path):
         file = path.open("r+b")
-        found = os.fstat(file.fileno()).st_size
-        if found >= size:
-            file.truncate(size)
-            file.seek(size)
-            return file
-        file.close()
-    raise OutputError(
-        f"{path} has {found:,} bytes, and {size:,} were made durable: something else has cut it; "
-        f"pass --overwrite to start anew"
-    )
+        file.truncate(size)
+        file.seek(size)
+    return file

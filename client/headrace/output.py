@@ -21,7 +21,7 @@ from headrace.config import EmbedConfig
 from headrace.contract import Contract
 from headrace.errors import OutputError, UsageError
 from headrace.feeder import Embedded
-from headrace.files import output_errors, sync_folder
+from headrace.files import check_kept, output_errors, sync_folder
 from headrace.fingerprint import check_extension, differences, listed
 from headrace.inputs import Input
 from headrace.manifest import BlockRecord, Manifest, Saved, read_manifest
@@ -64,6 +64,9 @@ class Output:
         if self.complete:
             staging.publish(replaces=saved.replaces)
             return
+        if self.done:
+            staged = staging.data if staging.output.suffix == ".npy" else staging.path(ROWS)
+            check_kept(staged, self.done[-1].data_bytes)
         self._bad_rows = ErrorsFile(
             staging.path(ERRORS), size=self.done[-1].error_bytes if self.done else 0
         )

@@ -48,11 +48,11 @@ def test_without_waiting_it_says_that_nothing_is_ready_yet():
         yield 7
 
     with Ahead(items(), name="test", wake=woken.set) as ahead:
-        assert ahead.take(wait=False) is None
+        assert ahead.take(0) is None
         assert not ahead.ended
         go.set()
         assert woken.wait(5)
-        assert ahead.take(wait=False) == 7
+        assert ahead.take(0) == 7
 
 
 def test_an_error_comes_in_its_place_and_once():

@@ -29,7 +29,7 @@ def answer():
 
         thread = threading.Thread(target=serve)
         thread.start()
-        connection = _Connection(f"127.0.0.1:{server.getsockname()[1]}")
+        connection = _Connection(f"127.0.0.1:{server.getsockname()[1]}", 10.0)
         try:
             connection.send(b"ask")
             return connection.receive()

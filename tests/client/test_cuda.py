@@ -46,7 +46,7 @@ class Requests(SharedTransport):
     """Sends nothing: the fake server answers in an order of its own."""
 
     def __init__(self, server, contract, memory, shuffle):
-        super().__init__(None, contract, memory)
+        super().__init__(None, contract, memory, patience=5.0)
         self._server = server
         self._shuffle = shuffle
         self._sent = []

@@ -12,13 +12,14 @@ from headrace.feederhandle import FeederHandle, Task
 from headrace.feederpool import AT_ONCE, MOST_DEATHS, FeederPool
 from headrace.handover import Failed, Ready, Work
 from headrace.progress import Counters
+from headrace.recovery import Recovery
 
 
 class Pool(FeederPool):
     """Its feeders are handles without a process; their messages are what the test says."""
 
     def __init__(self, setup, count):
-        super().__init__(setup, count, Counters())
+        super().__init__(setup, count, Counters(), Recovery(None, None))
         for _ in range(count):
             self._start()
 
@@ -75,7 +76,7 @@ class Blocks:
     def ended(self):
         return not self.left
 
-    def take(self, *, wait=True):
+    def take(self, seconds=None):
         return self.left.pop(0) if self.left else None
 
 

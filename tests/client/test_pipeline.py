@@ -211,19 +211,15 @@ def test_a_damaged_parquet_file_keeps_the_files_before_it(run, tmp_path, output)
 
 
 def test_a_second_run_on_the_same_output_leaves_the_first_ones_files(run, tmp_path):
-    from headrace.errors import OutputError
-    from headrace.sinks import open_sink
+    from headrace.sinks import Staging
 
-    first = open_sink(
-        tmp_path / "out.npy", dimension=DIMENSION, dtype="float32", id_type=None, overwrite=False
-    )
-    partial = tmp_path / "out.npy.errors.jsonl.partial"
-    partial.write_text("of the first")
+    first = Staging(tmp_path / "out.npy")
+    first.path("errors.jsonl").write_text("of the first")
     source = jsonl(tmp_path / "in.jsonl", [{"text": 1}])
-    with pytest.raises(OutputError):
+    with pytest.raises(UsageError, match="another run"):
         run(source)
-    assert partial.read_text() == "of the first"
-    first.commit()
+    assert first.path("errors.jsonl").read_text() == "of the first"
+    first.discard()
 
 
 def test_parquet_ids_that_have_nothing_in_common_are_refused(run, tmp_path):

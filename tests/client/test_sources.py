@@ -11,8 +11,9 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from headrace.blocks import checksum
 from headrace.decompress import Stored
-from headrace.errors import DamagedInputError, UsageError
+from headrace.errors import DamagedInputError, InputError, UsageError
 from headrace.inputs import Input, find_inputs
 from headrace.records import parse
 from headrace.sources import column_type, read_blocks
@@ -216,14 +217,58 @@ def test_line_cut_off_by_damage_is_no_record(tmp_path):
     assert damage.offset == len(data)
 
 
-def test_file_that_is_gone_by_its_turn(tmp_path):
-    for name in ("a.txt", "b.txt"):
-        (tmp_path / name).write_bytes(b"x\n")
+@pytest.mark.parametrize("name", ["b.txt", "b.txt.gz", "b.parquet"])
+def test_a_file_that_is_gone_by_its_turn(tmp_path, name):
+    (tmp_path / "a.txt").write_bytes(b"x\n")
+    if name == "b.parquet":
+        pq.write_table(pa.table({"text": ["b"]}), tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(gzip.compress(b"x\n") if name.endswith("gz") else b"x\n")
     inputs = find_inputs([str(tmp_path)])
-    (tmp_path / "b.txt").unlink()
-    blocks, damage = until_damage(inputs)
-    assert len(blocks) == 1
-    assert (damage.file, damage.offset) == (str(tmp_path / "b.txt"), 0)
+    blocks = read_blocks(inputs, columns=["text"], **LIMITS)
+    (tmp_path / name).unlink()
+    assert next(blocks).rows == 1
+    with pytest.raises(InputError, match=name):
+        next(blocks)
+
+
+@pytest.mark.parametrize("change", ["grows", "shrinks", "is another", "is gone"])
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.parquet"])
+def test_a_file_that_changes_while_it_is_read_is_told(tmp_path, name, change):
+    path = tmp_path / name
+    texts = [f"line {number} {number**9}" for number in range(2000)]
+    if name == "a.parquet":
+        pq.write_table(pa.table({"text": texts}), path, row_group_size=100)
+    else:
+        data = "\n".join(texts).encode()
+        path.write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    blocks = read_blocks(find_inputs([str(path)]), columns=["text"], block_bytes=99, block_rows=9)
+    next(blocks)
+    content = path.read_bytes()
+    if change == "grows":
+        path.write_bytes(content + b"\n")
+    elif change == "shrinks":
+        path.write_bytes(content[:-500])
+    else:
+        path.unlink()
+        if change == "is another":
+            path.write_bytes(content)
+    with pytest.raises(InputError, match=f"{name}: has (changed|disappeared)"):
+        list(blocks)
+
+
+def test_the_checksum_is_the_contents_whatever_lies_around_it(tmp_path):
+    texts = pa.array(["ab", None, "", "déf", "g"] * 20)
+    one = pa.record_batch({"text": texts})
+    for kind in (pa.string(), pa.large_string()):
+        cut = pa.record_batch({"text": texts.cast(kind)})
+        assert checksum(cut.slice(15, 30)) == checksum(one.slice(5, 30))
+    assert checksum(one.slice(0, 5)) != checksum(one.slice(1, 5))
+    assert checksum(pa.record_batch({"text": ["ab", "c"]})) != checksum(
+        pa.record_batch({"text": ["a", "bc"]})
+    )
+    assert checksum(one.slice(3, 0)) == 0
+    assert checksum(b"ab") != checksum(b"ba")
 
 
 def parquet(path, table, **options):

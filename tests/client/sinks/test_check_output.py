@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from headrace.errors import OutputError, UsageError
-from headrace.sinks import check_output, open_sink
+from headrace.sinks import check_output
 
 
 @pytest.fixture(params=["npy", "parquet"])
@@ -19,44 +19,33 @@ def output(request, tmp_path):
 @pytest.mark.parametrize("name", ["out.csv", "out", "out.npy.gz", ".npy"])
 def test_an_unknown_ending(tmp_path, name):
     with pytest.raises(UsageError, match=r"must end in \.npy or \.parquet"):
-        check_output(tmp_path / name, overwrite=False)
-
-
-def test_an_existing_output_needs_overwrite(output):
-    check_output(output, overwrite=False)
-    output.write_bytes(b"old")
-    with pytest.raises(UsageError, match="exists; pass --overwrite to replace it"):
-        check_output(output, overwrite=False)
-    with pytest.raises(UsageError, match="--overwrite"):
-        open_sink(output, dimension=4, dtype="float32", id_type=None, overwrite=False)
-    check_output(output, overwrite=True)
-    assert list(output.parent.iterdir()) == [output]
+        check_output(tmp_path / name)
 
 
 def test_a_folder_or_a_pipe_as_output(output):
     output.mkdir()
     with pytest.raises(UsageError, match="is a folder"):
-        check_output(output, overwrite=True)
+        check_output(output)
     output.rmdir()
     os.mkfifo(output)
     with pytest.raises(UsageError, match="not a regular file"):
-        check_output(output, overwrite=True)
+        check_output(output)
 
 
 def test_a_missing_folder(tmp_path):
     with pytest.raises(UsageError, match=f"mkdir -p {tmp_path}/a/b"):
-        check_output(tmp_path / "a" / "b" / "out.npy", overwrite=False)
+        check_output(tmp_path / "a" / "b" / "out.npy")
 
 
 def test_a_folder_where_no_file_can_be_made(tmp_path):
     with pytest.raises(OutputError, match=r"cannot write /proc/out\.npy"):
-        check_output(Path("/proc/out.npy"), overwrite=False)
+        check_output(Path("/proc/out.npy"))
     if os.geteuid() != 0:
         tmp_path.chmod(0o555)
         with pytest.raises(OutputError, match="make the folder writable"):
-            check_output(tmp_path / "out.npy", overwrite=False)
+            check_output(tmp_path / "out.npy")
 
 
 def test_a_name_too_long(tmp_path):
     with pytest.raises(OutputError, match="choose a shorter name"):
-        check_output(tmp_path / ("n" * 300 + ".npy"), overwrite=False)
+        check_output(tmp_path / ("n" * 300 + ".npy"))

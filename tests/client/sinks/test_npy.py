@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.errors import OutputError
-from headrace.sinks import npy, open_sink
+from headrace.sinks import ParquetSink, npy
 from headrace.sinks.npy import HEADER_BYTES, PAGE_BYTES, NpySink, PageAlignedRows
 
 RNG = np.random.default_rng(7)
@@ -23,15 +23,14 @@ def make_rows(count, dimension, bad=()):
     return vectors, valid
 
 
-def write_npy(output, vectors, valid, blocks=None, *, dtype="float32", overwrite=False):
-    sink = open_sink(
-        output, dimension=vectors.shape[1], dtype=dtype, id_type=None, overwrite=overwrite
-    )
+def write_npy(output, vectors, valid, blocks=None, *, dtype="float32"):
+    sink = NpySink(output, dimension=vectors.shape[1], dtype=dtype)
     start = 0
     for rows in blocks or [len(vectors)]:
         sink.write(vectors[start : start + rows], valid[start : start + rows], None, start)
         start += rows
-    sink.commit()
+    sink.finish()
+    sink.close()
 
 
 @settings(max_examples=40, deadline=None)
@@ -71,10 +70,10 @@ def test_no_rows(tmp_path):
 
 
 def test_header_is_format_1_0_and_fits_any_size(tmp_path):
-    sink = NpySink(tmp_path / "out.npy", dimension=65536, dtype="float32", overwrite=False)
-    sink._rows = 10**15
+    sink = NpySink(tmp_path / "out.npy", dimension=65536, dtype="float32")
+    sink.add(10**15)
     header = sink._header()
-    sink.abort()
+    sink.close()
     assert len(header) == HEADER_BYTES
     path = tmp_path / "header"
     path.write_bytes(header)
@@ -117,20 +116,25 @@ def test_strided_vectors(tmp_path):
 @pytest.mark.parametrize("ending", ["npy", "parquet"])
 def test_misfits_are_refused_and_leave_the_sink_as_it_was(tmp_path, vectors, valid, ending):
     output = tmp_path / f"out.{ending}"
-    sink = open_sink(output, dimension=4, dtype="float32", id_type=None, overwrite=False)
+    settings = {"dimension": 4, "dtype": "float32"}
+    if ending == "npy":
+        sink = NpySink(output, **settings)
+    else:
+        sink = ParquetSink(output, tmp_path / "rows", id_type=None, **settings)
     with pytest.raises(ValueError, match="must be"):
         sink.write(vectors, valid, None, 0)
     sink.write(*make_rows(2, 4), None, 0)
-    sink.commit()
+    sink.finish()
+    sink.close()
     assert output.exists()
 
 
 @pytest.fixture
 def rows_in_place(tmp_path):
     """Opens an output of float16 rows of 100 dimensions; returns the sink and its NpyRows."""
-    sink = NpySink(tmp_path / "out.npy", dimension=100, dtype="float16", overwrite=False)
+    sink = NpySink(tmp_path / "out.npy", dimension=100, dtype="float16")
     yield sink, sink.in_place
-    sink.abort()
+    sink.close()
 
 
 def write_blocks(rows, edges, wanted):
@@ -179,7 +183,8 @@ def test_rows_written_in_place_are_the_rows(rows_in_place, tmp_path, monkeypatch
     write_blocks(rows, EDGES, wanted)
     monkeypatch.undo()
     sink.add(EDGES[-1])
-    sink.commit()
+    sink.finish()
+    sink.close()
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), wanted)
     assert (len(sizes) >= 4) == (direct in {"as it is", "half a page"})
 
@@ -189,7 +194,8 @@ def test_rows_that_lie_anywhere_are_written_too(rows_in_place, tmp_path):
     wanted = np.random.default_rng(4).random((20_000, 100), np.float32).astype(np.float16)
     rows.write(wanted, 0)
     sink.add(len(wanted))
-    sink.commit()
+    sink.finish()
+    sink.close()
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), wanted)
 
 
@@ -214,3 +220,20 @@ def test_an_error_of_the_disk_past_the_cache_is_told(rows_in_place, monkeypatch)
     monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(OutputError, match="free space there"):
         rows.write(vectors, 0)
+
+
+def test_another_sink_goes_on_where_one_stopped(tmp_path):
+    vectors, valid = make_rows(30, 5, bad=[3, 29])
+    write_npy(tmp_path / "want.npy", vectors, valid)
+    first = NpySink(tmp_path / "out.npy", dimension=5, dtype="float32")
+    first.write(vectors[:10], valid[:10], None, 0)
+    first.sync()
+    size = first.size
+    first.write(vectors[10:25], valid[10:25], None, 10)  # and nobody has noted that
+    first.close()
+    second = NpySink(tmp_path / "out.npy", dimension=5, dtype="float32", size=size)
+    assert second.rows == 10
+    second.write(vectors[10:], valid[10:], None, 10)
+    second.finish()
+    second.close()
+    assert (tmp_path / "out.npy").read_bytes() == (tmp_path / "want.npy").read_bytes()

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.sinks import open_sink, parquet
+from headrace.errors import OutputError
+from headrace.sinks import ParquetSink, parquet, stage_again
 from headrace.sinks.parquet import group_rows
 
 RNG = np.random.default_rng(7)
@@ -23,17 +24,23 @@ def make_rows(count, dimension, bad=()):
     return vectors, valid
 
 
+def open_on(output, dimension, *, dtype="float32", id_type=None, blocks=()):
+    rows = output.with_name("rows.arrows")
+    return ParquetSink(
+        output, rows, dimension=dimension, dtype=dtype, id_type=id_type, blocks=blocks
+    )
+
+
 def write_parquet(output, vectors, valid, blocks=None, *, dtype="float32", ids=None):
     id_type = None if ids is None else ids.type
-    sink = open_sink(
-        output, dimension=vectors.shape[1], dtype=dtype, id_type=id_type, overwrite=True
-    )
+    sink = open_on(output, vectors.shape[1], dtype=dtype, id_type=id_type)
     start = 0
     for rows in blocks or [len(vectors)]:
         here = slice(start, start + rows)
         sink.write(vectors[here], valid[here], None if ids is None else ids[here], start)
         start += rows
-    sink.commit()
+    sink.finish()
+    sink.close()
 
 
 def expect(vectors, valid, dtype):
@@ -110,10 +117,11 @@ def test_plain_pages_without_dictionary(tmp_path):
 
 def test_the_first_row_numbers_the_rows(tmp_path):
     output = tmp_path / "out.parquet"
-    sink = open_sink(output, dimension=2, dtype="float32", id_type=None, overwrite=False)
+    sink = open_on(output, 2)
     sink.write(*make_rows(2, 2), None, 10)
     sink.write(*make_rows(3, 2), None, 2**40)
-    sink.commit()
+    sink.finish()
+    sink.close()
     expected = [10, 11, 2**40, 2**40 + 1, 2**40 + 2]
     assert pq.read_table(output)["id"].to_pylist() == expected
 
@@ -122,11 +130,12 @@ def test_the_callers_buffers_may_be_used_again(tmp_path):
     output = tmp_path / "out.parquet"
     vectors, valid = make_rows(3, 4, bad=[1])
     expected = expect(vectors, valid, "float32")
-    sink = open_sink(output, dimension=4, dtype="float32", id_type=None, overwrite=False)
+    sink = open_on(output, 4)
     sink.write(vectors, valid, None, 0)
     vectors[:] = 9
     valid[:] = True
-    sink.commit()
+    sink.finish()
+    sink.close()
     assert pq.read_table(output)["embedding"].to_pylist() == expected
 
 
@@ -187,7 +196,55 @@ def test_only_invalid_rows(tmp_path, dtype):
 )
 def test_ids_of_another_type_or_number_are_refused(tmp_path, id_type, ids):
     output = tmp_path / "out.parquet"
-    sink = open_sink(output, dimension=4, dtype="float32", id_type=id_type, overwrite=False)
+    sink = open_on(output, 4, id_type=id_type)
     with pytest.raises(ValueError, match="ids must be"):
         sink.write(*make_rows(2, 4), ids, 0)
-    sink.abort()
+    sink.close()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_another_sink_goes_on_where_one_stopped(tmp_path, dtype):
+    vectors, valid = make_rows(300, 8, bad=[7, 299])
+    ids = pa.array([f"r{row}" for row in range(300)])
+    write_parquet(tmp_path / "want.parquet", vectors, valid, dtype=dtype, ids=ids)
+    output, ends = tmp_path / "out.parquet", []
+    first = open_on(output, 8, dtype=dtype, id_type=pa.string())
+    for start, stop in ((0, 100), (100, 130), (130, 200)):
+        first.write(vectors[start:stop], valid[start:stop], ids[start:stop], start)
+        first.sync()
+        ends.append(first.size)
+    first.close()  # of the last block nobody has noted that it was written
+    second = open_on(output, 8, dtype=dtype, id_type=pa.string(), blocks=ends[:2])
+    second.write(vectors[130:], valid[130:], ids[130:], 130)
+    second.finish()
+    second.close()
+    assert output.read_bytes() == (tmp_path / "want.parquet").read_bytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("blocks", [[], [40], [1, 100, 101, 260]])
+def test_a_complete_file_is_staged_again(tmp_path, monkeypatch, dtype, blocks):
+    monkeypatch.setattr(parquet, "_GROUP_VALUES", 500)  # row groups of 32
+    vectors, valid = make_rows(300, 8, bad=[7, 250, 299])
+    ids = pa.array([None if row == 8 else row for row in range(300)])
+    complete, output = tmp_path / "complete.parquet", tmp_path / "out.parquet"
+    write_parquet(complete, vectors, valid, dtype=dtype, ids=ids)
+    ends = stage_again(complete, output.with_name("rows.arrows"), blocks)
+    assert len(ends) == len(blocks)
+    kept = blocks[-1] if blocks else 0
+    sink = open_on(output, 8, dtype=dtype, id_type=pa.int64(), blocks=ends)
+    sink.write(vectors[kept:], valid[kept:], ids[kept:], kept)
+    sink.finish()
+    sink.close()
+    assert output.read_bytes() == complete.read_bytes()
+
+
+def test_an_error_of_the_thread_that_writes_is_raised_and_what_is_staged_stays(tmp_path):
+    output = tmp_path / "missing" / "out.parquet"
+    rows = tmp_path / "rows.arrows"
+    sink = ParquetSink(output, rows, dimension=4, dtype="float32", id_type=None)
+    sink._writer._thread.join()
+    with pytest.raises(OutputError, match="No such file"):
+        sink.write(*make_rows(5, 4), None, 0)
+    sink.close()
+    assert rows.stat().st_size > sink.size
