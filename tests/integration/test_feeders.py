@@ -19,7 +19,7 @@ import pytest
 
 import headrace
 from headrace.contract import file_hash
-from headrace.errors import BadRowError, MachineError, OutputError, UsageError
+from headrace.errors import BadRowError, OutputError, ServerError, UsageError
 from headrace.transport.system import SHM
 
 pytestmark = pytest.mark.server
@@ -232,10 +232,10 @@ def test_a_block_that_kills_feeders_twice_is_named(server, repository, tmp_path)
         timeout=120,
         check=False,
     )
-    said = done.stderr.decode().splitlines()[-1]
+    said, kept = done.stderr.decode().splitlines()[-2:]
     assert "headrace.errors.MachineError: in.jsonl, lines 321 to 360:" in said
     assert "SIGSEGV" in said
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "site"]
+    assert kept.startswith("320 rows are kept in out.npy.partial")
 
 
 def test_nothing_of_the_working_folder_is_run(server, repository, tmp_path):
@@ -294,10 +294,10 @@ def test_a_full_disk_under_a_feeder_is_one_error(server, repository, corpus, tmp
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, timeout=120, check=False
     )
-    said = done.stderr.decode().splitlines()[-1]
+    said, kept = done.stderr.decode().splitlines()[-2:]
     assert OutputError.__name__ in said
     assert "File too large" in said
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl"]
+    assert "rows are kept in out.npy.partial" in kept
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
@@ -324,33 +324,54 @@ def test_feeders_end_with_the_run(server, repository, tmp_path, number):
     assert not alive
     if number != signal.SIGKILL:
         assert child.returncode == 128 + number
-        assert not list(tmp_path.iterdir())
+        assert not [each for each in tmp_path.iterdir() if each.name != "out.npy.partial"]
         for feeder in gone:
             assert not list(SHM.glob(f"headrace-*-{feeder.pid}-*"))
 
 
-def test_the_death_of_the_server_ends_a_run_with_feeders(repository, corpus, tmp_path):
+@pytest.mark.parametrize("back", [True, False], ids=["comes back", "stays away"])
+@pytest.mark.parametrize("feeders", [0, 2])
+def test_a_server_elsewhere_that_dies_is_waited_for(
+    embed, repository, corpus, tmp_path, feeders, back
+):
+    from headrace_launcher.ports import free_port
     from headrace_launcher.server import Server
     from headrace_launcher.triton import find_triton
 
+    embed(corpus, "want.npy", feeders=0, block_rows=7)
+    triton, port = find_triton(), free_port("127.0.0.1")
+    others = []
+
+    def fail(server):
+        os.kill(server.pid, signal.SIGKILL)
+        if back:
+            others.append(Server(triton, repository, [NULL], grpc_port=port))
+            others[-1].start()
+
     with (
         Slow(corpus, tmp_path / "pipe", 5.0) as pipe,
-        Server(find_triton(), repository, [NULL]) as own,
+        Server(triton, repository, [NULL], grpc_port=port) as own,
     ):
-        threading.Timer(3.0, lambda: os.kill(own.pid, signal.SIGKILL)).start()
-        with pytest.raises(MachineError, match="server"):
-            headrace.embed(
-                pipe,
-                tmp_path / "out.npy",
-                model=NULL,
-                server=own.endpoints.grpc,
-                repository=repository,
-                feeders=2,
-                block_rows=7,
-                format="jsonl",
-            )
+        timer = threading.Timer(3.0, fail, [own])
+        timer.start()
+        settings = {"model": NULL, "repository": repository, "server": own.endpoints.grpc}
+        settings |= {"feeders": feeders, "block_rows": 7, "format": "jsonl"}
+        settings |= {"server_timeout": 60 if back else 2}
+        try:
+            if back:
+                report = headrace.embed(pipe, tmp_path / "out.npy", **settings)
+                assert report.server_losses >= 1
+            else:
+                with pytest.raises(ServerError, match="has not come back within 2 s"):
+                    headrace.embed(pipe, tmp_path / "out.npy", **settings)
+        finally:
+            timer.join()
+            for other in others:
+                other.stop()
     assert not living_feeders()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "pipe"]
+    assert (tmp_path / "out.npy.partial").exists() != back
+    if back:
+        assert (tmp_path / "out.npy").read_bytes() == (tmp_path / "want.npy").read_bytes()
 
 
 @pytest.mark.parametrize("wrong", [-1, "many", 1.5, 65])

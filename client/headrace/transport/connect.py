@@ -72,6 +72,7 @@ class Connection:
             The transport and, in a few words, why it is that one.
 
         Raises:
+            ServerLostError: the server is gone.
             MachineError: the one that was asked for does not work here.
         """
         slots = slots or self.slots
@@ -88,10 +89,14 @@ class Connection:
         if self.on_gpus:
             try:
                 return self._shared(self._cuda(slots)), "server and client share a GPU"
+            except ServerLostError:
+                raise  # nothing else would work either
             except MachineError as error:
                 why = f"; not cuda: {error}"
         try:
             return self._shared(self._system(slots)), f"server and client share memory{why}"
+        except ServerLostError:
+            raise
         except MachineError as error:
             return self._grpc(slots), f"not system: {error}{why}"
 
