@@ -218,7 +218,8 @@ class Feeder:
         while True:
             if not jobs:
                 idle()
-            block = self._next(blocks, progress, wait=not jobs)
+            alone = bool(jobs) and jobs[-1].block.careful
+            block = None if alone else self._next(blocks, progress, wait=not jobs)
             if block is not None:
                 job = _Job(block, block.tokens.lengths, self._place(block))
                 jobs.append(job)
