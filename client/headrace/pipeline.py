@@ -376,22 +376,25 @@ class _Inline:
     def _recover(self, lost: ServerLostError) -> bool:
         """Gets the server back; returns whether it is wanted: a run that stops needs none."""
         job = self._job
-        if job.stop():
-            return False
-        try:
-            connection = job.recovery.recover(
-                lost,
-                self._feeder.in_flight,
-                lambda block, rows: name_rows(self._blocks[block], rows),
-            )
-        except ServerLostError:
-            if job.stop():
-                return False
-            raise
-        self._transport.close()
-        self._transport, _ = connection.open_transport(job.config.transport)
-        self._feeder.take_up(self._transport, job.recovery.careful)
-        return True
+        in_flight = self._feeder.in_flight
+        while not job.stop():
+            try:
+                connection = job.recovery.recover(
+                    lost, in_flight, lambda block, rows: name_rows(self._blocks[block], rows)
+                )
+            except ServerLostError:
+                if job.stop():
+                    break
+                raise
+            self._transport.close()
+            try:
+                self._transport, _ = connection.open_transport(job.config.transport)
+            except ServerLostError as again:  # before it had any of the blocks
+                lost, in_flight = again, []
+                continue
+            self._feeder.take_up(self._transport, job.recovery.careful)
+            return True
+        return False
 
     def keep_words(self) -> None:
         words = self._tokenizer.new_words()

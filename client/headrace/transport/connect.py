@@ -73,6 +73,7 @@ class Connection:
 
         Raises:
             MachineError: the one that was asked for does not work here.
+            ServerLostError: the server is gone.
         """
         slots = slots or self.slots
         if tidy and choice != "grpc":
@@ -88,10 +89,14 @@ class Connection:
         if self.on_gpus:
             try:
                 return self._shared(self._cuda(slots)), "server and client share a GPU"
+            except ServerLostError:
+                raise
             except MachineError as error:
                 why = f"; not cuda: {error}"
         try:
             return self._shared(self._system(slots)), f"server and client share memory{why}"
+        except ServerLostError:
+            raise
         except MachineError as error:
             return self._grpc(slots), f"not system: {error}{why}"
 
