@@ -112,6 +112,7 @@ class _Job:
     lengths: NDArray[np.int64]
     vectors: NDArray[np.floating]
     waiting: int = 0
+    rows: int = 0
     tokens: int = 0
     padded_tokens: int = 0
     batches: int = 0
@@ -218,7 +219,8 @@ class Feeder:
         while True:
             if not jobs:
                 idle()
-            block = self._next(blocks, progress, wait=not jobs)
+            alone = bool(jobs) and jobs[-1].block.careful
+            block = None if alone else self._next(blocks, progress, wait=not jobs)
             if block is not None:
                 job = _Job(block, block.tokens.lengths, self._place(block))
                 jobs.append(job)
@@ -253,6 +255,11 @@ class Feeder:
         self._again.extendleft(
             replace(job.block, careful=careful(job.block.index)) for job in reversed(self._jobs)
         )
+        for job in self._jobs:
+            self._counters.rows -= job.rows
+            self._counters.tokens -= job.tokens
+            self._counters.padded_tokens -= job.padded_tokens
+            self._counters.batches -= job.batches
         self._jobs.clear()
 
     def _free_slot(self, job: _Job) -> Slot | None:
@@ -304,6 +311,7 @@ class Feeder:
             job.vectors[batch.rows] = self._cut(slot.vectors)
             self._transport.release(slot)
         job.waiting -= 1
+        job.rows += len(batch.rows)
         tokens = int(job.lengths[batch.rows].sum())
         padded = len(batch.rows) * batch.length
         job.tokens += tokens

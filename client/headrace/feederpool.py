@@ -238,6 +238,8 @@ class FeederPool:
                 os.read(self._wake_out, 4096)
                 continue
             feeder = handles[source]
+            if feeder not in self._feeders:  # ended over the message before this one
+                continue
             try:
                 message = feeder.connection.recv()
             except (EOFError, OSError):

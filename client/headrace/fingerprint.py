@@ -57,6 +57,7 @@ def job_of(
         "precision": contract.precision,
         "pooling": contract.pooling,
         "normalize": contract.normalized,
+        "answers": f"{contract.dtype}[{contract.dimension}]",
         "dimension": config.truncate_dim or contract.dimension,
         "prompt": prompt,
         "max length": max_length,

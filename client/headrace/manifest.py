@@ -20,6 +20,7 @@ from headrace.files import open_kept, output_errors, sync_folder
 
 SCHEMA = 1
 _KEY = "headrace_manifest"
+_LIMIT = 1 << 63  # of what can be counted in a file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,6 +228,6 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 def _record(found: dict[str, Any] | None, block: int) -> BlockRecord | None:
     if found is None or found.keys() != _FIELDS or found["block"] != block:
         return None
-    if not all(type(value) is int and value >= 0 for value in found.values()):
+    if not all(type(value) is int and 0 <= value < _LIMIT for value in found.values()):
         return None
     return BlockRecord(**found)

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -171,8 +172,11 @@ class Output:
         if staging.output.suffix == ".npy":
             _copy(staging.output, staging.data)
         else:
-            ends = [each.written for each in records]
-            stage_again(staging.output, staging.path(ROWS), ends)
+            written = [each.written for each in records]
+            ends = stage_again(staging.output, staging.path(ROWS), written)
+            records = [
+                replace(each, data_bytes=end) for each, end in zip(records, ends, strict=True)
+            ]
         if records and records[-1].error_bytes:
             _copy(errors_path(staging.output), staging.path(ERRORS))
         Manifest.create(staging.path(MANIFEST), job, records, replaces=True).close()

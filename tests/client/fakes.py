@@ -6,15 +6,51 @@ import random
 
 import numpy as np
 
+from headrace.errors import ServerLostError
 from headrace.transport.base import Slot, SlotSize
 
 
+class Plan:
+    """What happens to the transports of a run: events by number, counted over all of them.
+
+    Args:
+        events: what to call at the n-th submit or collect, from 1; it may raise.
+        kills: says of a slot's ids and mask whether the server dies of them.
+    """
+
+    def __init__(self, events=None, kills=lambda ids, mask: False):
+        self.events = events or {}
+        self.kills = kills
+        self.calls = 0
+        self.losses = []  # of each: the blocks that were at the server
+
+    def meet(self, transport, *, collecting=False):
+        self.calls += 1
+        try:
+            if event := self.events.get(self.calls):
+                event()
+            if collecting and any(self.kills(*_filled(slot)) for slot in transport.flying):
+                lose()
+        except ServerLostError:
+            transport.lost = True
+            self.losses.append(transport.blocks_in_flight)
+            raise
+
+
+def lose():
+    raise ServerLostError("the server is gone")
+
+
+def _filled(slot):
+    return slot.shaped(slot.rows, slot.length)
+
+
 class FakeTransport:
-    """Answers like the null engine, in random order; can fail on the n-th batch."""
+    """Answers like the null engine, in random order; can fail on the n-th batch, or be lost."""
 
     name = "fake"
 
-    def __init__(self, contract, slots=3, seed=0, fail_at=None):
+    def __init__(self, contract, slots=3, seed=0, fail_at=None, plan=None):
         size = SlotSize.of(contract)
         self.dimension = size.dimension
         self.slots = slots
@@ -25,25 +61,39 @@ class FakeTransport:
         self.flying = []
         self.random = random.Random(seed)
         self.fail_at = fail_at
+        self.plan = plan or Plan()
+        self.lost = False
         self.sent = 0
+        self.rows_sent = 0
         self.closed = False
         self.most_in_flight = 0
+        self.log = []  # after each submit: of each batch in flight, its block
 
     @property
     def in_flight(self):
         return len(self.flying)
 
+    @property
+    def blocks_in_flight(self):
+        return [slot.tag[0].block.index for slot in self.flying]
+
     def acquire(self):
+        assert not self.lost
         return self.free.pop() if self.free else None
 
     def submit(self, slot):
+        assert not self.lost
+        self.plan.meet(self)
         self.sent += 1
-        ids, mask = slot.shaped(slot.rows, slot.length)
-        slot.vectors = vectors_of(ids, mask, self.dimension)
+        self.rows_sent += slot.rows
+        slot.vectors = vectors_of(*_filled(slot), self.dimension)
         self.flying.append(slot)
         self.most_in_flight = max(self.most_in_flight, len(self.flying))
+        self.log.append(self.blocks_in_flight)
 
     def collect(self):
+        assert not self.lost
+        self.plan.meet(self, collecting=True)
         if self.fail_at is not None and self.sent >= self.fail_at:
             from headrace.errors import ServerError
 

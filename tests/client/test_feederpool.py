@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from headrace.blocks import Block, IdColumn
-from headrace.errors import BadRowError, MachineError
+from headrace.errors import BadRowError, MachineError, ServerError, ServerLostError
 from headrace.feederhandle import FeederHandle, Task
 from headrace.feederpool import AT_ONCE, MOST_DEATHS, FeederPool
 from headrace.handover import Failed, Ready, Work
@@ -84,7 +84,8 @@ class Blocks:
 def pool():
     from dataclasses import make_dataclass
 
-    setup = make_dataclass("Setup", ["texts", "vectors", "in_place"], frozen=True)((), (), None)
+    fields = ["texts", "vectors", "in_place", "server"]
+    setup = make_dataclass("Setup", fields, frozen=True)((), (), None, "host:0")
     pool = Pool(setup, 2)
     yield pool
     pool._feeders.clear()
@@ -151,3 +152,111 @@ def test_memory_that_was_used_last_is_used_first(pool):
     pool._release(one)
     pool._release(two)
     assert pool._free.get() == two
+
+
+class Servers:
+    """A lifeline that has another server each time."""
+
+    what = "taking the next one"
+
+    def __init__(self):
+        self.count = 0
+
+    def explained(self, lost):
+        return str(lost)
+
+    def revive(self, lost):
+        self.count += 1
+        return SimpleNamespace(server=f"host:{self.count}")
+
+
+class Line:
+    """A connection that says one thing, unless it is closed before."""
+
+    def __init__(self, message):
+        self.message = message
+
+    def recv(self):
+        if self.message is None:
+            raise OSError("handle is closed")
+        return self.message
+
+    def send(self, message):
+        pass
+
+    def close(self):
+        self.message = None
+
+
+@pytest.fixture
+def saved(pool, monkeypatch):
+    """The pool, with somebody to get its server back."""
+    pool._recovery = Recovery(None, Servers())
+    monkeypatch.setattr(pool, "_block_of", lambda task: task.work.block)
+    return pool
+
+
+def lost(index=None, rows=()):
+    return Failed("ServerLostError", "it is gone", index, rows)
+
+
+def test_the_blocks_of_a_lost_server_go_to_new_feeders_in_their_order(saved):
+    blocks = Blocks(6)
+    saved._dispatch(blocks)
+    before = list(saved._feeders)
+    saved._on_message(saved._feeders[1], lost())
+    assert saved._setup.server == "host:1"
+    assert len(saved._feeders) == 2
+    assert not set(map(id, before)) & set(map(id, saved._feeders))
+    given = []
+    while len(given) < 6:
+        saved._dispatch(blocks)
+        found = min(index for held in saved.held for index in held)
+        saved.done(found)
+        given.append(found)
+    assert given == list(range(6))
+
+
+def test_feeders_that_tell_of_the_same_loss_at_once_are_replaced_once(saved, monkeypatch):
+    saved._dispatch(Blocks(6))
+    for feeder in saved._feeders:
+        feeder.connection = Line(lost())
+    monkeypatch.setattr("headrace.feederpool.wait", lambda sources, seconds: sources[:-1])
+    saved._listen(0)
+    assert saved._recovery.losses == 1
+    assert saved.deaths == 0
+    assert len(saved._feeders) == 2
+    assert [task.index for task in saved._suspects] == [0, 1, 2, 3]
+
+
+def test_a_block_over_which_the_server_was_lost_twice_gets_it_alone_and_is_named(saved):
+    blocks = Blocks(6)
+    saved._dispatch(blocks)
+    saved._on_message(saved._feeders[0], lost())
+    saved._dispatch(blocks)
+    assert saved.held == [[0], [1]]
+    saved._on_message(saved.has(1), lost())
+    saved._dispatch(blocks)
+    assert sorted(saved.held) == [[], [0]]
+    saved._dispatch(blocks)
+    assert sorted(saved.held) == [[], [0]]
+    saved._recovery.finished(0)
+    saved.done(0)
+    saved._dispatch(blocks)
+    assert sorted(saved.held) == [[], [1]]
+    with pytest.raises(ServerError, match=r"in\.parquet, rows 12, 13: three times the server was"):
+        saved._on_message(saved.has(1), lost(1, (2, 3)))
+
+
+def test_a_run_that_is_to_stop_gets_no_server_back(saved, monkeypatch):
+    saved._dispatch(Blocks(6))
+    monkeypatch.setattr(saved, "_stop", lambda: True)
+    saved._on_message(saved._feeders[0], lost())
+    assert not saved._feeders
+    assert saved._recovery.losses == 0
+
+
+def test_without_somebody_to_get_it_back_the_loss_ends_the_run(pool):
+    pool._dispatch(Blocks(6))
+    with pytest.raises(ServerLostError, match="it is gone"):
+        pool._on_message(pool._feeders[0], lost())

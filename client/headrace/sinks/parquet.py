@@ -19,8 +19,8 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from headrace.config import Dtype
+from headrace.errors import OutputError
 from headrace.files import open_kept, output_errors
 from headrace.sinks.base import check_rows
 
@@ -159,24 +160,40 @@ def stage_again(source: Path, rows: Path, blocks: Sequence[int]) -> list[int]:
         OutputError: a file cannot be read or written.
     """
     ends: list[int] = []
-    with output_errors(rows), pq.ParquetFile(source) as file, rows.open("wb") as staged:
+    with output_errors(rows), rows.open("wb") as staged, _read_again(source) as file:
         batches = file.iter_batches(batch_size=_GROUP_ROWS)
-        waiting: list[pa.RecordBatch] = []
-        have = done = 0
+        waiting = file.schema_arrow.empty_table()
+        done = 0
         for end in blocks:
-            while have < end - done:
-                waiting.append(next(batches))
-                have += waiting[-1].num_rows
-            table = pa.Table.from_batches(waiting)
-            taken = table.slice(0, end - done).combine_chunks().to_batches()
-            block = taken[0] if taken else pa.RecordBatch.from_pylist([], schema=table.schema)
+            while waiting.num_rows < end - done:
+                batch = next(batches, None)
+                if batch is None:
+                    raise OutputError(
+                        f"{source} has fewer rows than were written: something else has changed "
+                        f"it; pass --overwrite to start anew"
+                    )
+                waiting = pa.concat_tables([waiting, pa.Table.from_batches([batch])])
+            taken = waiting.slice(0, end - done).combine_chunks().to_batches()
+            block = taken[0] if taken else pa.RecordBatch.from_pylist([], waiting.schema)
             staged.write(block.serialize())
             ends.append(staged.tell())
-            waiting = table.slice(end - done).to_batches()
-            have, done = have - (end - done), end
+            waiting, done = waiting.slice(end - done), end
         staged.flush()
         os.fsync(staged.fileno())
     return ends
+
+
+@contextmanager
+def _read_again(source: Path) -> Iterator[pq.ParquetFile]:
+    """Opens a complete file, and says so where it is none, or turns out to be none."""
+    try:
+        with pq.ParquetFile(source) as file:
+            yield file
+    except pa.ArrowException as error:
+        raise OutputError(
+            f"{source} is not the file that was written: something else has changed it; pass "
+            f"--overwrite to start anew"
+        ) from error
 
 
 def _batch(
