@@ -11,7 +11,6 @@ import json
 import os
 import signal
 import stat
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -112,10 +111,10 @@ def watch_syncs(fault: Fault) -> None:
     sizes: dict[str, int] = {}  # rows beyond these are being written by feeders just now
 
     def fsync(descriptor: int) -> None:
-        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        path = str(Path(f"/proc/self/fd/{descriptor}").readlink())
         state = os.fstat(descriptor)
         if stat.S_ISDIR(state.st_mode):
-            names = sorted(os.listdir(path))
+            names = sorted(each.name for each in Path(path).iterdir())
             really(descriptor)
             fault.note(folder=path, names=names)
             return

@@ -1,4 +1,4 @@
-"""One round of ``faults.py``: a job that is killed, gone on with until it is complete, and compared.
+"""One round of ``faults.py``: a job that is killed and gone on with until it is complete.
 
 Nothing is killed but what a round has started: its client, and what descends from that.
 """
@@ -22,6 +22,7 @@ from typing import Any
 import powercut
 import psutil
 from faultclient import RENAMING, VARIABLE
+from faultplan import Job, Kill
 
 from headrace.sinks import errors_path, manifest_path, partial_folder
 from headrace.transport.system import SHM
@@ -34,51 +35,8 @@ _DONE = 3  # the exit code of a complete run with bad rows
 _KEPT = ("stderr", "journal", "pids", "report.json")
 
 
-class Wrong(Exception):
+class Wrong(Exception):  # noqa: N818 -- it is what the harness looks for
     """What a round must not show."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What is embedded, and into what."""
-
-    suffix: str
-    dtype: str
-    on_error: str
-    feeders: int
-    own: bool
-
-    @property
-    def output(self) -> str:
-        return f"out{self.suffix}"
-
-    @property
-    def same(self) -> tuple[str, str, str]:
-        """What the bytes depend on."""
-        return self.suffix, self.dtype, self.on_error
-
-
-@dataclass(frozen=True, kw_only=True)
-class Kill:
-    """One way to end a run before it is done.
-
-    Attributes:
-        kind: ``step``, ``client``, ``feeder``, ``server``, ``SIGTERM`` or ``SIGINT``.
-        step: the step, see :mod:`faultclient`.
-        times: at which time that the step comes.
-        written: whether the moment counts from when the job's folder is there, or from the start.
-        moment: which part of that time.
-        cut: what a power cut takes, see :func:`powercut.cut`; None for none.
-        at_once: whether the job is gone on with while processes of the killed run may live.
-    """
-
-    kind: str
-    step: str = ""
-    times: int = 1
-    written: bool = True
-    moment: float = 0.5
-    cut: str | None = None
-    at_once: bool = False
 
 
 @dataclass(kw_only=True)
@@ -212,7 +170,9 @@ class Round:
         if not kill.at_once or kill.cut:
             self._wait_for_family()
         if kill.cut and kill.step not in RENAMING and not self.output.exists():
-            powercut.cut(partial_folder(self.output), self.folder / "journal", kill.cut, self.chance)
+            powercut.cut(
+                partial_folder(self.output), self.folder / "journal", kill.cut, self.chance
+            )
         whole = self.output.exists() and not partial_folder(self.output).exists()
         return whole and manifest_path(self.output).exists()
 

@@ -13,19 +13,16 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from faultclient import MANY, STEPS
-from faultround import MODEL, Bench, Job, Kill, Round, Wrong
-from powercut import WAYS
+from faultplan import Job, Planned, plan, short_plan
+from faultround import MODEL, Bench, Round, Wrong
 
 from headrace.transport.system import SHM
 from headrace_launcher.build import build
@@ -35,7 +32,6 @@ from headrace_launcher.triton import find_triton
 
 ENTRY = f"{MODEL}-null"
 _HOST = "127.0.0.1"
-_RANDOM = ("client", "feeder", "server", "client", "server elsewhere", "SIGTERM", "client", "SIGINT")
 
 
 class Elsewhere:
@@ -123,68 +119,6 @@ def write_corpus(path: Path, rows: int, seed: int) -> None:
             file.write(json.dumps({"id": f"r{row}", "text": text}) + "\n")
 
 
-def some_job(chance: random.Random, suffix: str, *, own: bool, feeders: int | None = None) -> Job:
-    return Job(
-        suffix=suffix,
-        dtype=chance.choice(["float32", "float16"]),
-        on_error=chance.choice(["null", "skip"]),
-        feeders=chance.choice([0, 1, 2]) if feeders is None else feeders,
-        own=own,
-    )
-
-
-def some_kill(chance: random.Random, kind: str, step: str = "") -> Kill:
-    return Kill(
-        kind=kind,
-        step=step,
-        times=chance.randint(1, 4) if step in MANY else 1,
-        written=chance.random() < 0.7,
-        moment=chance.uniform(0.02, 0.95),
-        cut=chance.choice([None, *WAYS]) if kind in {"step", "client"} else None,
-        at_once=chance.random() < 0.5,
-    )
-
-
-def plan(seed: int, number: int) -> tuple[str, Job, list[Kill], random.Random]:
-    """Returns what a round is: a step and a random moment in turn."""
-    chance = random.Random(f"{seed} {number}")
-    turn = number // 2
-    if number % 2 == 0:
-        step = STEPS[turn % len(STEPS)]
-        suffix = (".npy", ".parquet")[(turn + turn // len(STEPS)) % 2]
-        kills = [some_kill(chance, "step", step)]
-        if chance.random() < 0.3:  # and once more, before
-            kills.insert(0, some_kill(chance, "step", chance.choice(STEPS[3:8])))
-        return f"step: {step}", some_job(chance, suffix, own=chance.random() < 0.5), kills, chance
-    kind = _RANDOM[turn % len(_RANDOM)]
-    suffix = chance.choice([".npy", ".parquet"])
-    own = kind != "server elsewhere" and chance.random() < 0.8
-    feeders = chance.choice([1, 2]) if kind == "feeder" else None
-    own = own or kind == "server"
-    kills = [some_kill(chance, kind.split()[0])]
-    while kind == "client" and len(kills) < 4 and chance.random() < 0.4:
-        kills.append(some_kill(chance, kind))
-    return kind, some_job(chance, suffix, own=own, feeders=feeders), kills, chance
-
-
-def short_plan(seed: int, suffix: str) -> Iterator[tuple[str, Job, list[Kill], random.Random]]:
-    """Yields rounds for one kind of output, which between both kinds have every step."""
-    chance = random.Random(f"{seed} {suffix}")
-    odd = suffix == ".parquet"
-    # Each chain is one job, killed at one step after the other.
-    steps = [step for i, step in enumerate(STEPS) if i % 2 == odd or i in {4, 11, 13, 15}]
-    for half, feeders in ((steps[::2], 0), (steps[1::2], 1)):
-        kills = [some_kill(chance, "step", step) for step in half]
-        yield "steps", some_job(chance, suffix, own=False, feeders=feeders), kills, chance
-    for kind in ("client", "SIGINT" if odd else "SIGTERM"):
-        yield kind, some_job(chance, suffix, own=False), [some_kill(chance, kind)], chance
-    yield "feeder", some_job(chance, suffix, own=False, feeders=1), [
-        some_kill(chance, "feeder")
-    ], chance
-    kind = "server elsewhere" if odd else "server"
-    yield kind, some_job(chance, suffix, own=not odd), [some_kill(chance, "server")], chance
-
-
 def reference(bench: Bench, job: Job, chance: random.Random) -> None:
     """Has a run that nobody interrupts, where there was none yet for these bytes or this way."""
     done = Round(bench, f"wanted-{len(bench.wanted)}-{len(bench.times)}", job, chance)
@@ -196,11 +130,9 @@ def reference(bench: Bench, job: Job, chance: random.Random) -> None:
     done.remove()
 
 
-def one(
-    bench: Bench, results: Results, name: str, what: tuple[str, Job, list[Kill], random.Random]
-) -> None:
+def one(bench: Bench, results: Results, name: str, what: Planned) -> None:
     """Does a round and writes down what it showed."""
-    kind, job, kills, chance = what
+    kind, job, kills, chance = what.kind, what.job, what.kills, what.chance
     if job.same not in bench.wanted or (job.own, job.feeders) not in bench.times:
         reference(bench, job, chance)
     done = Round(bench, name, job, chance)
@@ -235,6 +167,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     """Runs all rounds, prints the table, and returns the exit code."""
     options = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended, too
     if options.folder is not None:
         options.folder.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="faults-", dir=options.folder)).resolve()
@@ -276,14 +209,10 @@ def main() -> int:
     if results.failures:
         print(f"repeat a round N with --seed {options.seed} --first N --rounds 1")
         return 1
-    corpus.unlink()
     if options.short and any(each.hits < each.kills for each in results.lines.values()):
         print("a kill has not hit")
         return 1
-    with suppress(OSError):
-        import shutil
-
-        shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     return 0
 
 
