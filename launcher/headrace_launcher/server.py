@@ -334,7 +334,8 @@ def sweep_leftovers() -> None:
             shutil.rmtree(folder, ignore_errors=True)
     for region in SHM.glob(f"{_SHM_PREFIX}*"):
         if _is_leftover_region(region.name):
-            region.unlink(missing_ok=True)
+            with suppress(PermissionError):  # another user's
+                region.unlink(missing_ok=True)
 
 
 def _is_leftover_region(name: str) -> bool:
