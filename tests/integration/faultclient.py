@@ -18,6 +18,10 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":
+    # While modules are loaded, as by any program.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 from headrace import __main__ as front
 from headrace import cli
 from headrace.committer import Committer
@@ -256,6 +260,7 @@ def main() -> None:
     watch_syncs(fault)
     watch_manifest(fault)
     watch_output(fault)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     front.main()
 
 

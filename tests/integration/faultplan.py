@@ -57,8 +57,8 @@ class Kill:
         kind: ``step``, ``client``, ``feeder``, ``server``, ``SIGTERM`` or ``SIGINT``.
         step: the step, see :mod:`faultclient`.
         times: at which time that the step comes.
-        written: whether the moment counts from when the job's folder is there, or from the start.
-        moment: which part of that time.
+        written: whether the moment is a part of the job's blocks, or of a run's time.
+        moment: which part.
         cut: what a power cut takes, see :func:`powercut.cut`; None for none.
         at_once: whether the job is gone on with while processes of the killed run may live.
     """

