@@ -33,7 +33,7 @@ MOST_SECONDS = 180.0
 DYING_SECONDS = 20.0
 _MARK = "HEADRACE_FAULT_ROUND"
 _DONE = 3  # the exit code of a complete run with bad rows
-_KEPT = ("stderr", "journal", "pids", "report.json")
+_KEPT = ("stderr", "journal", "pids")
 
 
 class Wrong(Exception):  # noqa: N818 -- it is what the harness looks for
@@ -84,7 +84,7 @@ class Round:
     """A job in a folder of its own.
 
     Attributes:
-        hits: kinds of the kills that hit.
+        hits: the kills that came before all was in place.
         runs: how often the command was given.
         times: of the last run.
     """
