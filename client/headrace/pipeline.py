@@ -108,14 +108,14 @@ def run(
     if output.done:
         line.notice(_resumed(output, inputs))
         counters.bytes_done = counters.bytes_resumed = output.done[-1].bytes_done
-    seconds = cpu_seconds = 0.0
+    seconds, cpu_seconds, in_order = 0.0, 0.0, False
     reading = Reading(config, inputs, rows, counters, done=output.done, stop=stop)
     recovery = Recovery(connection, lifeline, line.notice)
     job = _Job(config, connection, tokenizer, prompt, max_length, counters, recovery, stop)
     feeders = choose_feeders(config, contract, inputs)
     way: _Inline | _Pooled | _Nothing = _Nothing()
-    in_order = False
     try:
+        sweep()  # the shared memory of runs that were killed, also where nothing is left to do
         if not output.complete:
             if alone:
                 _tune_allocator(keep=feeders > 0)

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 KILL_SECONDS = 5.0
@@ -36,6 +38,26 @@ def kill_session(process: subprocess.Popen[bytes]) -> None:
         process.poll()  # reaps the leader, which counts as a member until then
         time.sleep(0.01)
     process.wait()
+
+
+def kill_program(name: str, wanted: Callable[[str], bool]) -> None:
+    """Kills the processes of a program that have an argument of some kind.
+
+    Args:
+        name: of the program's file.
+        wanted: says whether an argument is of that kind.
+    """
+    for path in Path("/proc").iterdir():
+        if not path.name.isdigit():
+            continue
+        with suppress(OSError):  # it is gone, or somebody else's
+            handle = os.pidfd_open(int(path.name))  # stays this one, whoever gets its number next
+            try:
+                program, *arguments = (path / "cmdline").read_text(errors="replace").split("\0")
+                if Path(program).name == name and any(map(wanted, arguments)):
+                    signal.pidfd_send_signal(handle, signal.SIGKILL)
+            finally:
+                os.close(handle)
 
 
 def children_of(pid: int) -> list[int]:

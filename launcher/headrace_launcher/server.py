@@ -25,8 +25,8 @@ from headrace.contract import is_leftover, machine_tag
 from headrace.errors import MachineError, ServerError
 from headrace_launcher.gpus import ORDER, find_gpus
 from headrace_launcher.ports import check_port, free_port, listens
-from headrace_launcher.processes import children_of, die_with, kill_session, parent_of
-from headrace_launcher.triton import TritonInstallation
+from headrace_launcher.processes import children_of, die_with, kill_program, kill_session, parent_of
+from headrace_launcher.triton import STUB, TritonInstallation
 
 STARTUP_SECONDS = 300.0
 STOP_SECONDS = 15.0
@@ -322,15 +322,25 @@ def _front_end(name: str, host: str, port: int | None) -> list[str]:
 
 
 def sweep_leftovers() -> None:
-    """Removes what servers of dead headrace processes have left: shared memory, folders."""
+    """Removes what servers of dead headrace processes have left: processes, shared memory, folders.
+
+    A model's process ends when its server is gone, but not always: it may wait for a lock that was
+    held by the server when that was killed.
+    """
+    kill_program(STUB, _is_leftover_region)
     for folder in Path(tempfile.gettempdir()).glob(f"{_SCRATCH_PREFIX}*"):
         tag, pid, *_ = [*folder.name.removeprefix(_SCRATCH_PREFIX).split("-"), "", ""]
         if is_leftover(tag, pid):
             shutil.rmtree(folder, ignore_errors=True)
     for region in SHM.glob(f"{_SHM_PREFIX}*"):
-        tag, pid, *_ = [*region.name.removeprefix(_SHM_PREFIX).split("_"), "", ""]
-        if is_leftover(tag, pid):
-            region.unlink(missing_ok=True)
+        if _is_leftover_region(region.name):
+            with suppress(PermissionError):  # another user's
+                region.unlink(missing_ok=True)
+
+
+def _is_leftover_region(name: str) -> bool:
+    tag, pid, *_ = [*name.removeprefix(_SHM_PREFIX).split("_"), "", ""]
+    return name.startswith(_SHM_PREFIX) and is_leftover(tag, pid)
 
 
 def _gpu_uuids() -> list[str]:

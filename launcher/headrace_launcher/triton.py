@@ -30,7 +30,7 @@ TRITON_VERSION = "2.51.0"
 STUB_PYTHONS = ((3, 8), (3, 13))
 WHEEL_VARIABLE = "HEADRACE_TRITON_WHEEL"
 _AS_WRITTEN = "--disable-auto-complete-config"  # config.pbtxt says all
-_STUB = "triton_python_backend_stub"
+STUB = "triton_python_backend_stub"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,8 +209,8 @@ def _backends_with_stub(root: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=server, prefix="fresh-") as scratch:
         fresh = Path(scratch) / "backends"
         shutil.copytree(server / "backends", fresh)
-        stub = fresh / "python" / _STUB
-        shutil.copy(server / "python_backend_stubs" / dotted / _STUB, stub)
+        stub = fresh / "python" / STUB
+        shutil.copy(server / "python_backend_stubs" / dotted / STUB, stub)
         stub.chmod(0o755)
         try:
             fresh.rename(folder)

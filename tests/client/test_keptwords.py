@@ -80,6 +80,17 @@ def test_the_folder_is_bounded_and_the_oldest_files_go(folder, monkeypatch):
     ]
 
 
+def test_what_a_killed_run_has_left_half_written_goes(folder):
+    save(HASH, [batch(WORDS)])
+    old, young = folder / "old.part", folder / "young.part"
+    for file in (old, young):
+        file.write_bytes(b"half")
+    os.utime(old, (old.stat().st_mtime - 7200,) * 2)
+    save(HASH, [batch({b"more": [3]})])
+    assert not old.exists()
+    assert young.exists()
+
+
 def test_no_damage_gives_a_wrong_word(folder):
     save(HASH, [batch(WORDS)])
     (file,) = folder.iterdir()

@@ -243,6 +243,63 @@ def test_a_publication_is_taken_up_where_it_stopped(open_job, path, monkeypatch,
         assert json.loads(line)["row"] == 1
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_a_folder_that_was_left_when_all_was_in_place_goes(open_job, path, same):
+    output = open_job(path)
+    write(output, 0, bad=[1])
+    output.finish(pa.string())
+    before = path.read_bytes()
+    left = path.with_name(f"{path.name}.partial")
+    left.mkdir()
+    (left / "rows.arrows").write_bytes(b"staged")
+    if same:
+        again = open_job(path)
+        assert again.complete
+        assert again.rows == 5
+    else:
+        with pytest.raises(UsageError, match="exists"):
+            open_job(path, job=JOB | {"prompt": "another"})
+    assert names(path) == complete_names(path, errors=True)
+    assert path.read_bytes() == before
+
+
+def test_names_are_durable_before_the_manifest_tells_of_their_files(open_job, path, monkeypatch):
+    durable = set()
+    real = os.fsync
+
+    def fsync(handle):
+        what = Path(f"/proc/self/fd/{handle}").readlink()
+        real(handle)
+        if what.is_dir():
+            durable.update(each.name for each in what.iterdir())
+        elif what.name == "manifest.jsonl":
+            assert {each.name for each in what.parent.iterdir()} <= durable
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    output = open_job(path)
+    write(output, 0)
+    while output._committer.committed < 1:
+        pass
+    write(output, 1, bad=[1])
+    output.finish(pa.string())
+    assert "errors.jsonl" in durable
+
+
+def test_lines_of_zeros_and_what_follows_them_are_done_again(open_job, path):
+    output = open_job(path)
+    write(output, 0, 1, 2)
+    output.keep()
+    manifest = path.with_name(f"{path.name}.partial") / "manifest.jsonl"
+    lines = manifest.read_bytes().splitlines(keepends=True)
+    zeros = bytes(len(lines[2]) + 7)
+    manifest.write_bytes(b"".join(lines[:2]) + zeros + lines[3][7:])
+    output = open_job(path)
+    assert output.rows == 5
+    write(output, 1, 2)
+    output.finish(pa.string())
+    assert path.read_bytes() == whole(open_job, path, 3)
+
+
 def test_a_crashed_runs_leftover_without_a_manifest_is_replaced(open_job, path):
     leftover = path.with_name(path.name + ".partial")
     leftover.mkdir()

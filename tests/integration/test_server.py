@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from headrace.contract import Contract
+from headrace.contract import Contract, machine_tag
 from headrace.errors import MachineError, MissingDependencyError, ServerError, UsageError
 from headrace_launcher import server as server_module
 from headrace_launcher import triton
@@ -100,6 +100,31 @@ def test_the_server_dies_with_a_killed_parent(repository):
         while stub_regions(child.pid) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not stub_regions(child.pid)
+
+
+def test_a_models_process_that_outlives_its_killed_server_ends_at_the_next_start():
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    processes = [
+        subprocess.Popen(
+            [name, "-c", "import time; time.sleep(60)", f"headrace_stub_{machine_tag()}_{pid}_x"],
+            executable=sys.executable,
+        )
+        for name, pid in (
+            (f"/some/{triton.STUB}", dead.pid),
+            (f"/some/{triton.STUB}", os.getpid()),
+            ("/some/other", dead.pid),
+        )
+    ]
+    try:
+        time.sleep(0.5)
+        server_module.sweep_leftovers()
+        assert processes[0].wait(10) == -signal.SIGKILL
+        assert [each.poll() for each in processes[1:]] == [None, None]
+    finally:
+        for each in processes:
+            each.kill()
+            each.wait()
 
 
 def test_a_dead_model_process_ends_the_server_and_says_so(repository):

@@ -103,12 +103,13 @@ class Staging:
         return self.folder / name
 
     def clear(self) -> None:
-        """Removes all of the folder's files.
+        """Removes all of the folder's files: first the manifest, which tells of the others.
 
         Raises:
             OutputError: the file system refused.
         """
         with output_errors(self.folder):
+            self.path(MANIFEST).unlink(missing_ok=True)
             for path in self.folder.iterdir():
                 path.unlink()
 
@@ -153,7 +154,8 @@ class Staging:
             self._rename(self.data, self.output)
         if found.exists():
             self._rename(found, final)
-        self._rename(self.path(MANIFEST), manifest_path(self.output))
+        if self.path(MANIFEST).exists():
+            self._rename(self.path(MANIFEST), manifest_path(self.output))
         self.discard()
         with output_errors(self.output):
             sync_folder(self.output.parent)

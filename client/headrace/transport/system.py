@@ -151,7 +151,8 @@ def sweep(client: triton.InferenceServerClient | None = None) -> None:
             sweep_cuda(client)
     finally:  # also where the server is gone
         for name in found:
-            (SHM / name).unlink(missing_ok=True)
+            with suppress(PermissionError):  # another user's
+                (SHM / name).unlink(missing_ok=True)
 
 
 def leftovers() -> list[str]:
