@@ -102,8 +102,13 @@ class Stored:
 
 
 def one_line(error: BaseException) -> str:
-    """Returns the first line of an error's message."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """Returns the first line of an error's message, without what cannot be printed."""
+    return printable((str(error).splitlines() or [type(error).__name__])[0])
+
+
+def printable(text: str) -> str:
+    """Returns a text from a file as it may stand in a message: in one line, without controls."""
+    return "".join(one if one.isprintable() else "\ufffd" for one in text)
 
 
 def compression(head: bytes) -> Literal["zstd", "gzip"] | None:

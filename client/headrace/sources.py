@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 
 from headrace.blocks import Block, as_strings, find_lines, is_text
 from headrace.config import MIB
-from headrace.decompress import compression, decompress, one_line
+from headrace.decompress import compression, decompress, one_line, printable
 from headrace.errors import DamagedInputError, UsageError
 from headrace.inputs import BOM, Input, find_inputs, total_bytes
 
@@ -21,6 +22,8 @@ __all__ = ["Block", "Input", "column_type", "find_inputs", "read_blocks", "total
 
 _ROW_BYTES = 256  # about so many a row: what is read at once
 _LINE_MAX = (1 << 29) - 1  # read doubling; an Arrow string column holds 2 GiB
+# What pyarrow raises for a damaged Parquet file; names that are not UTF-8 show when asked for.
+_UNREADABLE = (OSError, pa.ArrowException, UnicodeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +86,7 @@ def column_type(item: Input, column: str) -> Any | None:
     Raises:
         DamagedInputError: the file's schema cannot be read.
     """
-    with _open_parquet(item) as file:
-        found = _find_column(file.schema_arrow, column)
+    found = _find_column(_schema(item), column)
     return found[1] if found else None
 
 
@@ -97,7 +99,7 @@ def _number(inputs: Sequence[Input], columns: tuple[str, ...], limits: _Limits) 
         else:
             pieces = _read_lines(item, item.format, limits)
         for piece in pieces:
-            offset = piece.offset
+            offset = max(offset, piece.offset)  # gzip takes back what lies behind a member
             yield Block(
                 index=index,
                 file=item.name,
@@ -197,10 +199,31 @@ def _open_parquet(item: Input) -> Any:
     try:
         # A buffered stream a column: with pre_buffer a row group's whole columns are in memory.
         return pq.ParquetFile(
-            item.path, filesystem=item.filesystem, pre_buffer=False, buffer_size=MIB
+            item.path,
+            filesystem=item.filesystem,
+            pre_buffer=False,
+            buffer_size=MIB,
+            page_checksum_verification=True,
         )
-    except (OSError, pa.ArrowException) as error:
+    except _UNREADABLE as error:
         raise _parquet_damage(item, item.size or 0, error) from error
+
+
+@contextmanager
+def _directory_of(item: Input) -> Iterator[Any]:
+    """Opens a Parquet file; what its directory says and cannot be is damage at its end."""
+    with _open_parquet(item) as file:
+        try:
+            yield file
+        except _UNREADABLE as error:
+            raise _parquet_damage(item, item.size or 0, error) from error
+
+
+def _schema(item: Input) -> Any:
+    with _directory_of(item) as file:
+        schema = file.schema_arrow
+        schema.names  # noqa: B018 -- are decoded here, and not where an error is written
+    return schema
 
 
 def _parquet_damage(item: Input, offset: int, error: Exception) -> DamagedInputError:
@@ -232,14 +255,13 @@ def _check_columns(inputs: Sequence[Input], columns: tuple[str, ...]) -> None:
         if item.format != "parquet":
             continue
         try:
-            with _open_parquet(item) as file:
-                schema = file.schema_arrow
+            schema = _schema(item)
         except DamagedInputError:
             continue
         for number, column in enumerate(columns):
             found = _find_column(schema, column)
             if not found:
-                there = ", ".join(schema.names)
+                there = printable(", ".join(schema.names))
                 raise UsageError(f"{item.name}: no column '{column}'; there are: {there}")
             if number == 0 and not is_text(found[1]):
                 raise UsageError(
@@ -250,7 +272,7 @@ def _check_columns(inputs: Sequence[Input], columns: tuple[str, ...]) -> None:
 def _read_parquet(
     item: Input, columns: tuple[str, ...], block_bytes: int, block_rows: int
 ) -> Iterator[_Piece]:
-    with _open_parquet(item) as file:
+    with _directory_of(item) as file:
         meta = file.metadata
         paths = [path for c in columns if (path := _find_column(file.schema_arrow, c))]
         names = [".".join(path) for path, _ in paths]
@@ -271,12 +293,12 @@ def _read_parquet(
             for batch in file.iter_batches(**options):
                 yield from pieces(batch, row)
                 row += batch.num_rows
-        except (OSError, pa.ArrowException):
+        except _UNREADABLE:
             pass
         else:
             return
     # Batches reach over row groups, so damage in one hides rows of those before: read these alone.
-    with _open_parquet(item) as file:
+    with _directory_of(item) as file:
         start = 0
         for number in range(meta.num_row_groups):
             stop = start + meta.row_group(number).num_rows
@@ -290,7 +312,7 @@ def _read_parquet(
                     if known < batch.num_rows:
                         yield from pieces(batch.slice(known), row)
                         row = start
-            except (OSError, pa.ArrowException) as error:
+            except _UNREADABLE as error:
                 raise _parquet_damage(item, _group_offset(meta, row), error) from error
             start = stop
 
