@@ -170,7 +170,7 @@ def _zstd(stored: Stored) -> Iterator[bytes]:
 def _zstd_frame(
     stored: Stored, head: bytes, decoder: zstandard.ZstdDecompressor
 ) -> Iterator[bytes]:
-    at = stored.offset
+    start = at = stored.offset
     try:
         checksum = zstandard.get_frame_parameters(head).has_checksum
         frame = decoder.decompressobj()
@@ -193,6 +193,13 @@ def _zstd_frame(
         if checksum:
             frame.decompress(stored.take(4))
     except zstandard.ZstdError as error:
+        if "not enough memory" in str(error):
+            size = zstandard.get_frame_parameters(head).window_size >> 20
+            message = (
+                f"{stored.name}: the zstd frame at byte {start} needs {size} MiB of memory, which "
+                f"cannot be had; raise the limit, or compress it with a smaller window (--long)"
+            )
+            raise DamagedInputError(message, file=stored.name, offset=start) from error
         stored.damaged(f"zstd data is corrupt ({one_line(error)})", at)
     if not frame.eof:
         stored.damaged("zstd data breaks off")

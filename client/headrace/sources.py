@@ -275,66 +275,64 @@ def _read_parquet(
     with _directory_of(item) as file:
         meta = file.metadata
         paths = [path for c in columns if (path := _find_column(file.schema_arrow, c))]
-        names = [".".join(path) for path, _ in paths]
-        options = {
-            "batch_size": min(block_rows, _rows_of(meta, names[0], block_bytes)),
-            "columns": names,
-            "use_threads": False,
-        }
+        text = ".".join(paths[0][0])
+        leaf = [file.schema.column(i).path for i in range(len(file.schema))].index(text)
+        options = {"columns": [".".join(path) for path, _ in paths], "use_threads": False}
+        row, offset = 0, len(b"PAR1")
+        held: list[Any] = []  # batches of row groups that are smaller than a block
+        held_rows = held_bytes = 0
 
-        def pieces(batch: Any, row: int) -> Iterator[_Piece]:
-            for piece in _split(_select(batch, columns, [path for path, _ in paths]), block_bytes):
+        def pieces() -> Iterator[_Piece]:
+            nonlocal row, held_rows, held_bytes
+            batch = held[0] if len(held) == 1 else pa.concat_batches(held)
+            held.clear()
+            held_rows = held_bytes = 0
+            for piece in _split(batch, block_bytes):
                 first, row = row, row + piece.num_rows
-                offset = (item.size or 0) * row // max(meta.num_rows, 1)
-                yield _Piece(piece, first, piece.num_rows, offset)
+                done = (item.size or 0) * row // max(meta.num_rows, 1)
+                yield _Piece(piece, first, piece.num_rows, done)
 
-        row = 0
-        try:
-            for batch in file.iter_batches(**options):
-                yield from pieces(batch, row)
-                row += batch.num_rows
-        except _UNREADABLE:
-            pass
-        else:
-            return
-    # Batches reach over row groups, so damage in one hides rows of those before: read these alone.
-    with _directory_of(item) as file:
-        start = 0
         for number in range(meta.num_row_groups):
-            stop = start + meta.row_group(number).num_rows
-            if stop <= row:
-                start = stop
-                continue
+            left = meta.row_group(number).num_rows
             try:
-                for batch in file.iter_batches(**options, row_groups=[number]):
-                    known = max(0, row - start)
-                    start += batch.num_rows
-                    if known < batch.num_rows:
-                        yield from pieces(batch.slice(known), row)
-                        row = start
+                most = min(block_rows, _rows_of(file, number, leaf, block_bytes, options))
+                for whole in file.iter_batches(most, row_groups=[number], **options):
+                    batch = _select(whole, columns, [path for path, _ in paths])
+                    left -= batch.num_rows
+                    rows, size = held_rows + batch.num_rows, held_bytes + batch.nbytes
+                    if held and (rows > block_rows or size > block_bytes):
+                        yield from pieces()
+                    held.append(batch)
+                    held_rows, held_bytes = held_rows + batch.num_rows, held_bytes + batch.nbytes
+                if left:
+                    raise pa.ArrowInvalid(f"{-left:+} rows in row group {number}")
             except _UNREADABLE as error:
-                raise _parquet_damage(item, _group_offset(meta, row), error) from error
-            start = stop
+                if held:
+                    yield from pieces()
+                raise _parquet_damage(item, offset, error) from error
+            # Now that it has been read it can be asked for: see _rows_of.
+            chunk = meta.row_group(number).column(leaf) if meta.row_group(number).num_rows else None
+            if chunk:
+                start = chunk.dictionary_page_offset or chunk.data_page_offset
+                offset = min(start + chunk.total_compressed_size, item.size or 0)
+        if held:
+            yield from pieces()
 
 
-def _rows_of(meta: Any, text: str, size: int) -> int:
-    """Returns about how many rows hold ``size`` bytes of text where it is densest."""
-    least = size
-    for group in (meta.row_group(i) for i in range(meta.num_row_groups)):
-        for chunk in (group.column(i) for i in range(group.num_columns)):
-            if chunk.path_in_schema == text and chunk.total_uncompressed_size:
-                # A little less, or half of the batches would leave a sliver behind.
-                fit = size * group.num_rows * 15 // (chunk.total_uncompressed_size * 16)
-                least = min(least, fit)
-    return max(least, 1)
+def _rows_of(file: Any, number: int, leaf: int, size: int, options: dict[str, Any]) -> int:
+    """Returns about how many rows of a row group hold ``size`` bytes of text.
 
-
-def _group_offset(meta: Any, row: int) -> int:
-    for group in (meta.row_group(i) for i in range(meta.num_row_groups)):
-        if row < group.num_rows:
-            return int(group.column(0).dictionary_page_offset or group.column(0).data_page_offset)
-        row -= group.num_rows
-    return 0
+    Raises:
+        OSError, pyarrow.ArrowException: what the directory says of the text cannot be.
+    """
+    group = file.metadata.row_group(number)
+    if 0 <= group.total_byte_size <= size:
+        return max(int(group.num_rows), 1)
+    # Asked for a column's entry that cannot be, Arrow ends the process; reading raises an error.
+    next(file.iter_batches(1, row_groups=[number], **options), None)
+    # A little less, or half of the batches would leave a sliver behind.
+    total = max(int(group.column(leaf).total_uncompressed_size), 1)
+    return max(size * int(group.num_rows) * 15 // (total * 16), 1)
 
 
 def _select(batch: Any, columns: tuple[str, ...], paths: list[tuple[str, ...]]) -> Any:

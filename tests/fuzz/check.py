@@ -8,12 +8,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from headrace.errors import DamagedInputError, UsageError
-
 from fuzz import slow
 from fuzz.made import damage, lines, packed, tables
 from fuzz.made.case import Case, Maker
 from fuzz.reading import Limits, Reading, read_dribble, read_path, read_pipe, seams
+from headrace.errors import DamagedInputError, UsageError
 
 TARGETS: dict[str, Maker] = {
     "jsonl": lines.jsonl,
@@ -22,6 +21,7 @@ TARGETS: dict[str, Maker] = {
     "zstd": packed.zstd_lines,
     "parquet": tables.parquet,
 }
+_STEPS = (1 << 20, 64 << 10, 256 << 10)  # as the decoders have them
 _WIDE = Limits(block_bytes=8 << 20, block_rows=65_536, first_rows=4096)
 
 
@@ -88,10 +88,12 @@ def _check_lines(case: Case, path: Path, chance: Random) -> None:
     if columns[0] == "text" or case.kind == "text":
         _keep_promises(case, first)
     for limits in (_limits(chance), _limits(chance)):
-        steps = chance.choice(((1 << 20, 64 << 10, 256 << 10), (64, 16, 13), (5, 1, 1), (1000, 7, 99)))
+        steps = chance.choice(
+            ((1 << 20, 64 << 10, 256 << 10), (64, 16, 13), (5, 1, 1), (1000, 7, 99))
+        )
         cuts = None
         for way in ways(limits):
-            with seams(*steps) if chance.random() < 0.5 else seams(1 << 20, 64 << 10, 256 << 10):
+            with seams(*(steps if chance.random() < 0.5 else _STEPS)):
                 other = way()
             _same(other, first)
             assert cuts in (None, other.cuts), "cuts depend on how the file arrives"

@@ -75,20 +75,20 @@ def read_pipe(data: bytes, limits: Limits, *, form: str, columns: Sequence[str])
 
     def feed() -> None:
         try:
-            with open(writer, "wb", buffering=0) as file:
+            with os.fdopen(writer, "wb", buffering=0) as file:
                 file.write(data)
         except BrokenPipeError:
             pass
 
     thread, old = Thread(target=feed), sys.stdin
-    with open(reader) as sys.stdin:
-        thread.start()
-        try:
-            return _read(lambda: inputs.find_inputs(["-"], format=form), limits, columns)
-        finally:
-            sys.stdin.close()
-            sys.stdin = old
-            thread.join()
+    sys.stdin = os.fdopen(reader)
+    thread.start()
+    try:
+        return _read(lambda: inputs.find_inputs(["-"], format=form), limits, columns)
+    finally:
+        sys.stdin.close()
+        sys.stdin = old
+        thread.join()
 
 
 def read_dribble(

@@ -52,9 +52,7 @@ def check(case, seed, folder):
 worker.CASE_SECONDS, worker.check = 1, check
 worker.main()
 """
-    outcome = driver.run(
-        "text", first=0, cases=6, seconds=60, kept=tmp_path, worker=("-c", worker)
-    )
+    outcome = driver.run("text", first=0, cases=6, seconds=60, kept=tmp_path, worker=("-c", worker))
     (failure,) = outcome.failures
     assert (outcome.cases, failure.seed) == (6, 3)
     assert FAULTS[code] in failure.fault

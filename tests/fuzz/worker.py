@@ -1,4 +1,4 @@
-"""Many cases in a process that may die: ``python -m fuzz.worker TARGET FIRST CASES SECONDS FOLDER``.
+"""Many cases in a process that may die: ``fuzz.worker TARGET FIRST CASES SECONDS FOLDER``.
 
 The seed that it is at stands in ``FOLDER/seed``; a line of JSON on standard output tells of each
 case that failed, and the last one of how many there were.

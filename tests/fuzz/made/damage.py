@@ -71,7 +71,12 @@ def _flip(damaged: Damaged, valid: Valid, chance: Random) -> None:
 def _set(damaged: Damaged, valid: Valid, chance: Random) -> None:
     at = _place(damaged, valid, chance)
     if at < len(damaged.data):
-        _write(damaged, at, at + 1, bytes([chance.choice((0, 0x7F, 0x80, 0xFF, chance.getrandbits(8)))]))
+        _write(
+            damaged,
+            at,
+            at + 1,
+            bytes([chance.choice((0, 0x7F, 0x80, 0xFF, chance.getrandbits(8)))]),
+        )
 
 
 def _garble(damaged: Damaged, valid: Valid, chance: Random) -> None:

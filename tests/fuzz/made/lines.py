@@ -9,16 +9,64 @@ from fuzz.made.case import Kind, Part, Valid
 
 BOM = b"\xef\xbb\xbf"
 _ENDS = (b"\n", b"\n", b"\n", b"\r\n", b"\n\n", b" \r\n", b"\r\r\n", b"\n \t\n")
-_WORDS = ("a", "of", "é", "😀", "eight or more bytes ", '"', "\\", "\n", "\t", "\0", "\ud800", " ", "")
+_WORDS = (
+    "a",
+    "of",
+    "é",
+    "😀",
+    "eight or more bytes ",
+    '"',
+    "\\",
+    "\n",
+    "\t",
+    "\0",
+    "\ud800",
+    " ",
+    "",
+)
 _KEYS = ("text", "id", "m", "x", "é", "te.xt", "")
 _NUMBERS = (0, -0.0, 7, -1, 2**63 - 1, 2**63, 10**25, 1.5, 1e300, float("nan"), float("inf"))
 TOKENS = (
     *(bytes([byte]) for byte in b'{}[]",:\\ \t\r\n\0-+.eE019\x01\x7f'),
-    *(b"\xff", b"\xc3", b"\xc3\xa9", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", BOM, b"\r\n", b"\r\r\n"),
-    *(b"\\ud800", b"\\udc00", b"\\ud83d\\ude00", b"\\u0000", b"\\u00", b"\\x", b"\\"),
-    *(b"NaN", b"Inf", b"Infinity", b"-NaN", b"null", b"true", b"tru", b"9" * 25, b"1e999", b"01"),
-    *(b'"text":', b'"text":"a",', b'"id":7,', b'"m":{"text":"b"},', b"{}", b"//", b"/*", b"PAR1"),
-    *(b"[" * 40, b'{"a":' * 40, b"[" * 3000, b"]" * 3000, b"\n" * 40, b"x" * 300),
+    b"\xff",
+    b"\xc3",
+    b"\xc3\xa9",
+    b"\xed\xa0\x80",
+    b"\xf4\x90\x80\x80",
+    BOM,
+    b"\r\n",
+    b"\r\r\n",
+    b"\\ud800",
+    b"\\udc00",
+    b"\\ud83d\\ude00",
+    b"\\u0000",
+    b"\\u00",
+    b"\\x",
+    b"\\",
+    b"NaN",
+    b"Inf",
+    b"Infinity",
+    b"-NaN",
+    b"null",
+    b"true",
+    b"tru",
+    b"9" * 25,
+    b"1e999",
+    b"01",
+    b'"text":',
+    b'"text":"a",',
+    b'"id":7,',
+    b'"m":{"text":"b"},',
+    b"{}",
+    b"//",
+    b"/*",
+    b"PAR1",
+    b"[" * 40,
+    b'{"a":' * 40,
+    b"[" * 3000,
+    b"]" * 3000,
+    b"\n" * 40,
+    b"x" * 300,
 )
 
 
@@ -44,9 +92,7 @@ def plain(chance: Random) -> Valid:
 
 
 def _plain(data: bytes, name: str, kind: Kind) -> Valid:
-    return Valid(
-        name=name, kind=kind, data=data, parts=(Part(0, len(data), data),), tokens=TOKENS
-    )
+    return Valid(name=name, kind=kind, data=data, parts=(Part(0, len(data), data),), tokens=TOKENS)
 
 
 def _line(chance: Random) -> bytes:

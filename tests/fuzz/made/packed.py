@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable
+from itertools import pairwise
 from random import Random
 
 import zstandard
@@ -15,13 +16,40 @@ from fuzz.made.lines import text
 _MAGIC = zstandard.FRAME_HEADER
 _SKIPPABLE = b"\x2a\x4d\x18"
 _GZIP_TOKENS = (
-    *(b"\x1f\x8b", b"\x1f\x8b\x08\0", b"\x1f\x8b\x08\xff", b"\x1f", b"\0", b"\0" * 300),
-    *(b"\x01\0\0\xff\xff", b"\0\0\0\xff\xff", b"\x03\0", b"\x06", b"\x07", b"\xff" * 8, b"\n", b"PAR1"),
+    b"\x1f\x8b",
+    b"\x1f\x8b\x08\0",
+    b"\x1f\x8b\x08\xff",
+    b"\x1f",
+    b"\0",
+    b"\0" * 300,
+    b"\x01\0\0\xff\xff",
+    b"\0\0\0\xff\xff",
+    b"\x03\0",
+    b"\x06",
+    b"\x07",
+    b"\xff" * 8,
+    b"\n",
+    b"PAR1",
 )
 _ZSTD_TOKENS = (
-    *(_MAGIC, _MAGIC[:3], b"\x50" + _SKIPPABLE, b"\x5f" + _SKIPPABLE + b"\xff\xff\xff\xff", _SKIPPABLE),
-    *(b"\x50" + _SKIPPABLE + bytes(4), b"\x01\0\0", b"\0\0\0", b"\x07\0\0", b"\xff\xff\x0f", b"\x02\0\x10a"),
-    *(b"\x03\xff\x7fa", b"\x1f\x8b", b"\xff" * 8, bytes(8), b"\n", _MAGIC + b"\0\xa8", _MAGIC + b"\x20\0\x01\0\0"),
+    _MAGIC,
+    _MAGIC[:3],
+    b"\x50" + _SKIPPABLE,
+    b"\x5f" + _SKIPPABLE + b"\xff\xff\xff\xff",
+    _SKIPPABLE,
+    b"\x50" + _SKIPPABLE + bytes(4),
+    b"\x01\0\0",
+    b"\0\0\0",
+    b"\x07\0\0",
+    b"\xff\xff\x0f",
+    b"\x02\0\x10a",
+    b"\x03\xff\x7fa",
+    b"\x1f\x8b",
+    b"\xff" * 8,
+    bytes(8),
+    b"\n",
+    _MAGIC + b"\0\xa8",
+    _MAGIC + b"\x20\0\x01\0\0",
 )
 
 
@@ -71,7 +99,7 @@ def _pieces(chance: Random, content: bytes) -> list[bytes]:
     """Cuts content anywhere, lines included, now and then with nothing between."""
     cuts = sorted(chance.randint(0, len(content)) for _ in range(chance.choice((0, 1, 2, 6))))
     edges = [0, *cuts, len(content)]
-    return [content[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [content[a:b] for a, b in pairwise(edges)]
 
 
 def _between(chance: Random, ending: str) -> bytes:
@@ -92,7 +120,9 @@ def _member(chance: Random, content: bytes) -> tuple[bytes, bool]:
         header += b"comment\0"
     if flags & 2:
         header += struct.pack("<H", zlib.crc32(header) & 0xFFFF)
-    strategy = chance.choice((zlib.Z_DEFAULT_STRATEGY, zlib.Z_FIXED, zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE))
+    strategy = chance.choice(
+        (zlib.Z_DEFAULT_STRATEGY, zlib.Z_FIXED, zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE)
+    )
     deflate = zlib.compressobj(chance.choice((0, 1, 6, 9)), zlib.DEFLATED, -15, 8, strategy)
     body = b""
     for piece in _pieces(chance, content):

@@ -13,9 +13,26 @@ from fuzz.made.case import Part, Valid
 from fuzz.made.pages import chunk_span, page_bodies
 
 _TOKENS = (
-    *(b"PAR1", b"PARE", b"\0" * 8, b"\xff" * 8, b"\x15\0", b"\x15\x02", b"\x15\x80\x80\x80\x80\x10"),
-    *(b"\x19\xfc\xff\xff\xff\x0f", b"\x1c", b"\x18\xff\xff\xff\xff\x07", b"\x16\xff\xff\xff\xff\xff\x0f"),
-    *(b"text", b"\xff\xff", b"te\nt", b"\x80", b"schema", b"\x2c", b"\x4c", b"\x19\x0c", b"\x19\x1c"),
+    b"PAR1",
+    b"PARE",
+    b"\0" * 8,
+    b"\xff" * 8,
+    b"\x15\0",
+    b"\x15\x02",
+    b"\x15\x80\x80\x80\x80\x10",
+    b"\x19\xfc\xff\xff\xff\x0f",
+    b"\x1c",
+    b"\x18\xff\xff\xff\xff\x07",
+    b"\x16\xff\xff\xff\xff\xff\x0f",
+    b"text",
+    b"\xff\xff",
+    b"te\nt",
+    b"\x80",
+    b"schema",
+    b"\x2c",
+    b"\x4c",
+    b"\x19\x0c",
+    b"\x19\x1c",
 )
 _WORDS = ("a", "of", "é", "😀", "a longer piece of text ", "\n", "\0", "")
 _KINDS = (
