@@ -278,6 +278,9 @@ def _read_parquet(
         text = ".".join(paths[0][0])
         leaf = [file.schema.column(i).path for i in range(len(file.schema))].index(text)
         options = {"columns": [".".join(path) for path, _ in paths], "use_threads": False}
+        counted = meta.num_rows == sum(
+            meta.row_group(i).num_rows for i in range(meta.num_row_groups)
+        )
         row, offset = 0, len(b"PAR1")
         held: list[Any] = []  # batches of row groups that are smaller than a block
         held_rows = held_bytes = 0
@@ -293,30 +296,37 @@ def _read_parquet(
                 yield _Piece(piece, first, piece.num_rows, done)
 
         for number in range(meta.num_row_groups):
-            left = meta.row_group(number).num_rows
+            group, got = meta.row_group(number), 0
             try:
                 most = min(block_rows, _rows_of(file, number, leaf, block_bytes, options))
                 for whole in file.iter_batches(most, row_groups=[number], **options):
                     batch = _select(whole, columns, [path for path, _ in paths])
-                    left -= batch.num_rows
+                    got += batch.num_rows
                     rows, size = held_rows + batch.num_rows, held_bytes + batch.nbytes
                     if held and (rows > block_rows or size > block_bytes):
                         yield from pieces()
                     held.append(batch)
                     held_rows, held_bytes = held_rows + batch.num_rows, held_bytes + batch.nbytes
-                if left:
-                    raise pa.ArrowInvalid(f"{-left:+} rows in row group {number}")
+                    if held_rows == block_rows or 2 * held_bytes > block_bytes:
+                        yield from pieces()
+                # Now that it has been read it can be asked for: see _rows_of.
+                chunk = group.column(leaf) if group.num_rows else None
+                known = chunk.num_values if chunk else got if counted else -1
+                if got != group.num_rows or got != known:
+                    raise pa.ArrowInvalid(
+                        f"its directory contradicts the {got} rows of group {number}"
+                    )
             except _UNREADABLE as error:
                 if held:
                     yield from pieces()
                 raise _parquet_damage(item, offset, error) from error
-            # Now that it has been read it can be asked for: see _rows_of.
-            chunk = meta.row_group(number).column(leaf) if meta.row_group(number).num_rows else None
             if chunk:
                 start = chunk.dictionary_page_offset or chunk.data_page_offset
                 offset = min(start + chunk.total_compressed_size, item.size or 0)
         if held:
             yield from pieces()
+        if not counted:
+            raise pa.ArrowInvalid(f"{row} rows in all row groups, {meta.num_rows} in the directory")
 
 
 def _rows_of(file: Any, number: int, leaf: int, size: int, options: dict[str, Any]) -> int:

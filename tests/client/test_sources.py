@@ -345,16 +345,35 @@ def stored_table(path, directory=(b"", b""), **options):
     return [{"text": text, "id": i} for i, text in enumerate(texts)]
 
 
+GROUP = rb"\x16..\x16\x14(?=\x26)"  # total_byte_size, num_rows: 10
+
+
 @pytest.mark.parametrize("limits", [{}, {"block_bytes": 50}, {"block_rows": 7}])
-def test_rows_that_a_row_group_lacks_are_damage(tmp_path, limits):
-    """The reader itself says nothing: the columns' rows would no longer belong together."""
+@pytest.mark.parametrize(("rows", "read"), [(9, 19), (11, 20), (0, 10)])
+def test_rows_that_a_row_group_lacks_are_damage(tmp_path, limits, rows, read):
+    """Arrow itself says nothing."""
     path = tmp_path / "a.parquet"
-    directory = rb"(\x16..\x16\x14\x26.*?\x16..\x16)\x14(?=\x26)", rb"\1" + b"\x16"
-    rows = stored_table(path, directory)
-    assert [pq.read_metadata(path).row_group(i).num_rows for i in range(3)] == [10, 11, 10]
+    second = rb"(" + GROUP + rb".*?\x16..\x16)\x14(?=\x26)"
+    table = stored_table(path, (second, rb"\1" + re.escape(bytes([2 * rows]))))
+    assert [pq.read_metadata(path).row_group(i).num_rows for i in range(3)] == [10, rows, 10]
     blocks, damage = until_damage(find_inputs([str(path)]), ["text", "id"], **limits)
-    assert rows_of(blocks) == rows[:20]
-    assert "-1 rows in row group 1" in str(damage)
+    assert rows_of(blocks) == table[:read]
+    assert "row" in str(damage)
+
+
+@pytest.mark.parametrize("limits", [{}, {"block_bytes": 50}, {"block_rows": 5}])
+def test_texts_and_ids_stay_together(tmp_path, limits):
+    path = tmp_path / "a.parquet"
+    table = stored_table(path)
+    data = bytearray(path.read_bytes())
+    page = pq.read_metadata(path).row_group(1).column(0).data_page_offset
+    data[data.index(b"\x15\x14", page) + 1] = 2 * 8  # eight values in its page, not ten
+    path.write_bytes(data)
+    blocks, damage = until_damage(find_inputs([str(path)]), ["text", "id"], **limits)
+    rows = rows_of(blocks)
+    assert rows == table[: len(rows)]
+    assert 10 <= len(rows) <= 18
+    assert damage
 
 
 @pytest.mark.parametrize("limits", [{}, {"block_bytes": 50}, {"block_rows": 7}])

@@ -80,6 +80,9 @@ def _check_lines(case: Case, path: Path, chance: Random) -> None:
     first = ways(_WIDE)[0]()
     if _begins(content)[:4] == b"PAR1" and not slow.is_packed(case.data) and form == "auto":
         return  # by its content it is Parquet, whatever the name says
+    if case.name.endswith((".gz", ".zst")) and slow.is_stub(case.data):
+        assert isinstance(first.error, DamagedInputError), "by its name it breaks off"
+        return
     if first.error and not isinstance(first.error, DamagedInputError):
         _refused(first, content, form)
         return
@@ -113,11 +116,14 @@ def _refused(reading: Reading, content: bytes, form: str) -> None:
 
 
 def _equal(reading: Reading, expected: list[slow.Row]) -> None:
+    # Rows whose text is right and whose id is not of the run's type are bad, too.
+    unfit = {row for row, why in reading.reasons if why.startswith("field 'id' is")}
     for row, (got, want) in enumerate(zip_longest(reading.rows, expected)):
         assert got is not None, f"row {row} is missing: {want}"
         assert want is not None, f"row {row} is too many: {got}"
         assert got[0] == want.line, f"row {row} is of line {got[0]}, not {want.line}"
-        assert want.text is slow.ANY or got[1] == want.text, f"row {row}: {got}, not {want}"
+        right = want.text is slow.ANY or got[1] == want.text or row in unfit
+        assert right, f"row {row}: {got}, not {want}"
 
 
 def _same(other: Reading, first: Reading) -> None:
@@ -143,7 +149,7 @@ def _keep_promises(case: Case, reading: Reading) -> None:
     if slow.is_packed(case.data):
         rows = slow.rows_of(before[: before.rfind(b"\n") + 1], case.kind)
         assert len(reading.rows) >= len(rows), "a row in front of the damage is missing"
-        _equal(Reading(reading.rows[: len(rows)]), rows)
+        _equal(Reading(reading.rows[: len(rows)], reading.reasons), rows)
     if case.noticed and not reading.error and case.whole is not None:
         _equal(reading, slow.rows_of(case.whole, case.kind))
 
@@ -166,8 +172,8 @@ def _check_parquet(case: Case, path: Path, chance: Random) -> None:
             # All damage lies in pages with checksums: what is read is right, or it is not read.
             assert rows == case.whole[: len(rows)], "rows are not those of the valid file"
             assert rows[: len(before)] == before, "a row in front of the damage is missing"
-            asked = rows if reading.error else case.whole
-            assert len(rows) == len(asked), "rows are missing, and nothing was said"
+        if case.flipped and not reading.error:
+            assert len(rows) == len(case.whole), "rows are missing, and nothing was said"
     least = min(readings, key=lambda one: len(one.rows))
     for reading in readings:
         got = [row[1:] for row in reading.rows[: len(least.rows)]]

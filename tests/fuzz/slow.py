@@ -74,6 +74,12 @@ def is_packed(data: bytes) -> bool:
     return _is_frame(data[:4]) or data[:2] == b"\x1f\x8b"
 
 
+def is_stub(data: bytes) -> bool:
+    """Returns whether these few bytes begin a compressed file, and are too few to tell."""
+    magics = (zstandard.FRAME_HEADER, b"\x1f\x8b")
+    return bool(data) and any(m != data and m.startswith(data) for m in magics)
+
+
 def _is_frame(head: bytes) -> bool:
     return head == zstandard.FRAME_HEADER or _is_skippable(head)
 

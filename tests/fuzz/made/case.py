@@ -37,6 +37,7 @@ class Case:
         whole: all of the valid file's content or rows; None where the case has no valid file.
         sound: whether ``data`` is the valid file.
         noticed: whether checksums are sure to notice the damage.
+        flipped: whether nothing but a few bits of ``data`` is wrong.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Case:
     whole: Any = None
     sound: bool = False
     noticed: bool = False
+    flipped: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,13 +86,12 @@ class Damaged:
         data: as they are by now.
         first: the first offset of the original that has been touched.
         touched: every offset written to, while the length is the original's.
-        moved: whether bytes have been taken out or put in.
-        bits: how many bits were flipped in place, where nothing else was done.
+        bits: how many bits were flipped in place.
+        other: whether anything else was done.
     """
 
     data: bytearray
     first: int
     touched: list[int] = field(default_factory=list)
-    moved: bool = False
     bits: int = 0
     other: bool = False

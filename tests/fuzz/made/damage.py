@@ -24,6 +24,7 @@ def case_of(valid: Valid, chance: Random) -> Case:
     for _ in range(chance.choice((1, 1, 1, 2, 4))):
         chance.choice(_WAYS)(damaged, valid, chance)
     data = bytes(damaged.data)
+    flipped = not damaged.other and damaged.bits > 0
     inside = all(any(a <= at < b for a, b in valid.bodies) for at in damaged.touched)
     return Case(
         name=valid.name,
@@ -33,7 +34,8 @@ def case_of(valid: Valid, chance: Random) -> Case:
         whole=valid.whole,
         sound=data == valid.data,
         # A checksum of 32 bits is sure of a few flipped bits, and of other damage but for luck.
-        noticed=not damaged.moved and not damaged.other and damaged.bits > 0 and inside,
+        noticed=flipped and inside,
+        flipped=flipped,
     )
 
 
@@ -54,7 +56,6 @@ def _write(damaged: Damaged, at: int, stop: int, data: bytes) -> None:
     damaged.data[at:stop] = data
     damaged.first = min(damaged.first, at)
     damaged.touched += range(at, stop)
-    damaged.moved |= len(data) != stop - at
     damaged.other = True
 
 
