@@ -307,7 +307,7 @@ def _read_parquet(
                         yield from pieces()
                     held.append(batch)
                     held_rows, held_bytes = held_rows + batch.num_rows, held_bytes + batch.nbytes
-                    if held_rows == block_rows or 2 * held_bytes > block_bytes:
+                    if held_rows == block_rows or held_bytes + batch.nbytes > block_bytes:
                         yield from pieces()
                 # Now that it has been read it can be asked for: see _rows_of.
                 chunk = group.column(leaf) if group.num_rows else None
