@@ -292,7 +292,7 @@ def _read_parquet(
             held_rows = held_bytes = 0
             for piece in _split(batch, block_bytes):
                 first, row = row, row + piece.num_rows
-                done = (item.size or 0) * row // max(meta.num_rows, 1)
+                done = (item.size or 0) * row // max(meta.num_rows, row)
                 yield _Piece(piece, first, piece.num_rows, done)
 
         for number in range(meta.num_row_groups):

@@ -361,6 +361,18 @@ def test_rows_that_a_row_group_lacks_are_damage(tmp_path, limits, rows, read):
     assert "row" in str(damage)
 
 
+@pytest.mark.parametrize("total", [10, 60])
+def test_rows_that_the_whole_file_lacks_are_damage(tmp_path, total):
+    path = tmp_path / "a.parquet"
+    table = stored_table(path, (rb"\x16<(?=\x19)", b"\x16" + bytes([2 * total])))
+    assert pq.read_metadata(path).num_rows == total
+    inputs = find_inputs([str(path)])
+    blocks, damage = until_damage(inputs, ["text", "id"], block_rows=7)
+    assert rows_of(blocks) == table
+    assert all(block.bytes_done <= inputs[0].size for block in blocks)
+    assert f"30 rows in all row groups, {total} in the directory" in str(damage)
+
+
 @pytest.mark.parametrize("limits", [{}, {"block_bytes": 50}, {"block_rows": 5}])
 def test_texts_and_ids_stay_together(tmp_path, limits):
     path = tmp_path / "a.parquet"

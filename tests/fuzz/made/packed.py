@@ -138,8 +138,8 @@ def _frame(chance: Random, content: bytes) -> tuple[bytes, bool]:
         return _frame_by_hand(chance, content), False
     checksum = chance.random() < 0.5
     parameters = zstandard.ZstdCompressionParameters.from_level(
-        chance.choice((-5, 1, 3, 19)),
-        window_log=chance.choice((10, 17, 23, 27)),
+        chance.choice((-5, 1, 3, 9)),
+        window_log=chance.choice((10, 17, 20)),
         write_checksum=checksum,
         write_content_size=chance.random() < 0.5,
         enable_ldm=chance.random() < 0.2,
