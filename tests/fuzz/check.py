@@ -22,6 +22,7 @@ TARGETS: dict[str, Maker] = {
     "parquet": tables.parquet,
 }
 _STEPS = (1 << 20, 64 << 10, 256 << 10)  # as the decoders have them
+_ZLIB_HOLDS = 8  # bytes
 _WIDE = Limits(block_bytes=8 << 20, block_rows=65_536, first_rows=4096)
 
 
@@ -134,7 +135,9 @@ def _same(other: Reading, first: Reading) -> None:
     one, two = other.error, first.error
     assert type(one) is type(two), f"{one!r}, then {two!r}"
     if isinstance(one, DamagedInputError) and isinstance(two, DamagedInputError):
-        assert one.offset == two.offset, f"damage at {one.offset}, then at {two.offset}"
+        # zlib meets a fault with some bits still in hand, more or fewer by what it had room for.
+        near = abs(one.offset - two.offset) <= (_ZLIB_HOLDS if "gzip" in str(one) else 0)
+        assert near, f"damage at {one.offset}, then at {two.offset}"
 
 
 def _misfit(other: Reading, first: Reading, row: int) -> bool:

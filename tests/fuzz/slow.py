@@ -100,16 +100,34 @@ def _unzstd(data: bytes) -> tuple[bytes, bool]:
             continue
         if head != zstandard.FRAME_HEADER:
             return b"".join(out), False
-        frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
-        while not frame.eof:
-            if at == len(data):
-                return b"".join(out), False
-            try:
-                out.append(frame.decompress(data[at : at + 1]))
-            except zstandard.ZstdError:
-                return b"".join(out), False
-            at += 1
+        got, at, whole = _unzstd_frame(data, at)
+        out.append(got)
+        if not whole:
+            return b"".join(out), False
     return b"".join(out), True
+
+
+def _unzstd_frame(data: bytes, at: int) -> tuple[bytes, int, bool]:
+    """Decodes a frame a byte at a time; of a block with a fault, also one in its size, nothing."""
+    frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+    done, block = b"", b""
+    try:
+        end = at + zstandard.frame_header_size(data[at:])  # of the frame's header, then of a block
+    except zstandard.ZstdError:
+        return b"", at, False
+    while not frame.eof:
+        if at == len(data):
+            return done + block, at, False
+        if at == end:
+            header = int.from_bytes(data[at : at + 3], "little")
+            size = 1 if header >> 1 & 3 == 1 else header >> 3
+            done, block, end = done + block, b"", at + 3 + size
+        try:
+            block += frame.decompress(data[at : at + 1])
+        except zstandard.ZstdError:
+            return done, at, False
+        at += 1
+    return done + block, at, True
 
 
 def _gunzip(data: bytes) -> tuple[bytes, bool]:
