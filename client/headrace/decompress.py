@@ -104,8 +104,13 @@ class Stored:
 
 
 def one_line(error: BaseException) -> str:
-    """Returns the first line of an error's message."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """Returns the first line of an error's message, without what cannot be printed."""
+    return printable((str(error).splitlines() or [type(error).__name__])[0])
+
+
+def printable(text: str) -> str:
+    """Returns a text from a file as it may stand in a message: in one line, without controls."""
+    return "".join(one if one.isprintable() else "\ufffd" for one in text)
 
 
 def compression(head: bytes) -> Literal["zstd", "gzip"] | None:
@@ -167,7 +172,7 @@ def _zstd(stored: Stored) -> Iterator[bytes]:
 def _zstd_frame(
     stored: Stored, head: bytes, decoder: zstandard.ZstdDecompressor
 ) -> Iterator[bytes]:
-    at = stored.offset
+    start = at = stored.offset
     try:
         checksum = zstandard.get_frame_parameters(head).has_checksum
         frame = decoder.decompressobj()
@@ -190,6 +195,13 @@ def _zstd_frame(
         if checksum:
             frame.decompress(stored.take(4))
     except zstandard.ZstdError as error:
+        if "not enough memory" in str(error):
+            size = zstandard.get_frame_parameters(head).window_size >> 20
+            message = (
+                f"{stored.name}: the zstd frame at byte {start} needs {size} MiB of memory, which "
+                f"cannot be had; raise the limit, or compress it with a smaller window (--long)"
+            )
+            raise DamagedInputError(message, file=stored.name, offset=start) from error
         stored.damaged(f"zstd data is corrupt ({one_line(error)})", at)
     if not frame.eof:
         stored.damaged("zstd data breaks off")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 
 from headrace.blocks import Block, as_strings, checksum, find_lines, is_text
 from headrace.config import MIB
-from headrace.decompress import compression, decompress, one_line
+from headrace.decompress import compression, decompress, one_line, printable
 from headrace.errors import DamagedInputError, UsageError
 from headrace.inputs import BOM, Input, find_inputs, total_bytes
 
@@ -21,6 +22,8 @@ __all__ = ["Block", "Input", "column_type", "find_inputs", "read_blocks", "total
 
 _ROW_BYTES = 256  # about so many a row: what is read at once
 _LINE_MAX = (1 << 29) - 1  # read doubling; an Arrow string column holds 2 GiB
+# What pyarrow raises for a damaged Parquet file; names that are not UTF-8 show when asked for.
+_UNREADABLE = (OSError, pa.ArrowException, UnicodeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +87,7 @@ def column_type(item: Input, column: str) -> Any | None:
     Raises:
         DamagedInputError: the file's schema cannot be read.
     """
-    with _open_parquet(item) as file:
-        found = _find_column(file.schema_arrow, column)
+    found = _find_column(_schema(item), column)
     return found[1] if found else None
 
 
@@ -94,7 +96,7 @@ def _number(inputs: Sequence[Input], columns: tuple[str, ...], limits: _Limits) 
     for number, item in enumerate(inputs):
         offset = 0
         for piece in _pieces(item, columns, limits):
-            offset = piece.offset
+            offset = max(offset, piece.offset)  # gzip takes back what lies behind a member
             yield Block(
                 index=index,
                 file=item.name,
@@ -209,10 +211,31 @@ def _open_parquet(item: Input) -> Any:
     try:
         # A buffered stream a column: with pre_buffer a row group's whole columns are in memory.
         return pq.ParquetFile(
-            item.path, filesystem=item.filesystem, pre_buffer=False, buffer_size=MIB
+            item.path,
+            filesystem=item.filesystem,
+            pre_buffer=False,
+            buffer_size=MIB,
+            page_checksum_verification=True,
         )
-    except (OSError, pa.ArrowException) as error:
+    except _UNREADABLE as error:
         raise _parquet_damage(item, item.size or 0, error) from error
+
+
+@contextmanager
+def _directory_of(item: Input) -> Iterator[Any]:
+    """Opens a Parquet file; what its directory says and cannot be is damage at its end."""
+    with _open_parquet(item) as file:
+        try:
+            yield file
+        except _UNREADABLE as error:
+            raise _parquet_damage(item, item.size or 0, error) from error
+
+
+def _schema(item: Input) -> Any:
+    with _directory_of(item) as file:
+        schema = file.schema_arrow
+        schema.names  # noqa: B018 -- are decoded here, and not where an error is written
+    return schema
 
 
 def _parquet_damage(item: Input, offset: int, error: Exception) -> DamagedInputError:
@@ -244,14 +267,13 @@ def _check_columns(inputs: Sequence[Input], columns: tuple[str, ...]) -> None:
         if item.format != "parquet":
             continue
         try:
-            with _open_parquet(item) as file:
-                schema = file.schema_arrow
+            schema = _schema(item)
         except DamagedInputError:
             continue
         for number, column in enumerate(columns):
             found = _find_column(schema, column)
             if not found:
-                there = ", ".join(schema.names)
+                there = printable(", ".join(schema.names))
                 raise UsageError(f"{item.name}: no column '{column}'; there are: {there}")
             if number == 0 and not is_text(found[1]):
                 raise UsageError(
@@ -262,69 +284,77 @@ def _check_columns(inputs: Sequence[Input], columns: tuple[str, ...]) -> None:
 def _read_parquet(
     item: Input, columns: tuple[str, ...], block_bytes: int, block_rows: int
 ) -> Iterator[_Piece]:
-    with _open_parquet(item) as file:
+    with _directory_of(item) as file:
         meta = file.metadata
         paths = [path for c in columns if (path := _find_column(file.schema_arrow, c))]
-        names = [".".join(path) for path, _ in paths]
-        options = {
-            "batch_size": min(block_rows, _rows_of(meta, names[0], block_bytes)),
-            "columns": names,
-            "use_threads": False,
-        }
+        text = ".".join(paths[0][0])
+        leaf = [file.schema.column(i).path for i in range(len(file.schema))].index(text)
+        options = {"columns": [".".join(path) for path, _ in paths], "use_threads": False}
+        counted = meta.num_rows == sum(
+            meta.row_group(i).num_rows for i in range(meta.num_row_groups)
+        )
+        row, offset = 0, len(b"PAR1")
+        held: list[Any] = []  # batches of row groups that are smaller than a block
+        held_rows = held_bytes = 0
 
-        def pieces(batch: Any, row: int) -> Iterator[_Piece]:
-            for piece in _split(_select(batch, columns, [path for path, _ in paths]), block_bytes):
+        def pieces() -> Iterator[_Piece]:
+            nonlocal row, held_rows, held_bytes
+            batch = held[0] if len(held) == 1 else pa.concat_batches(held)
+            held.clear()
+            held_rows = held_bytes = 0
+            for piece in _split(batch, block_bytes):
                 first, row = row, row + piece.num_rows
-                offset = (item.size or 0) * row // max(meta.num_rows, 1)
-                yield _Piece(piece, first, piece.num_rows, offset)
+                done = (item.size or 0) * row // max(meta.num_rows, row)
+                yield _Piece(piece, first, piece.num_rows, done)
 
-        row = 0
-        try:
-            for batch in file.iter_batches(**options):
-                yield from pieces(batch, row)
-                row += batch.num_rows
-        except (OSError, pa.ArrowException):
-            pass
-        else:
-            return
-    # Batches reach over row groups, so damage in one hides rows of those before: read these alone.
-    with _open_parquet(item) as file:
-        start = 0
         for number in range(meta.num_row_groups):
-            stop = start + meta.row_group(number).num_rows
-            if stop <= row:
-                start = stop
-                continue
+            group, got = meta.row_group(number), 0
             try:
-                for batch in file.iter_batches(**options, row_groups=[number]):
-                    known = max(0, row - start)
-                    start += batch.num_rows
-                    if known < batch.num_rows:
-                        yield from pieces(batch.slice(known), row)
-                        row = start
-            except (OSError, pa.ArrowException) as error:
-                raise _parquet_damage(item, _group_offset(meta, row), error) from error
-            start = stop
+                most = min(block_rows, _rows_of(file, number, leaf, block_bytes, options))
+                for whole in file.iter_batches(most, row_groups=[number], **options):
+                    batch = _select(whole, columns, [path for path, _ in paths])
+                    got += batch.num_rows
+                    rows, size = held_rows + batch.num_rows, held_bytes + batch.nbytes
+                    if held and (rows > block_rows or size > block_bytes):
+                        yield from pieces()
+                    held.append(batch)
+                    held_rows, held_bytes = held_rows + batch.num_rows, held_bytes + batch.nbytes
+                    if held_rows == block_rows or held_bytes + batch.nbytes > block_bytes:
+                        yield from pieces()
+                # Now that it has been read it can be asked for: see _rows_of.
+                chunk = group.column(leaf) if group.num_rows else None
+                known = chunk.num_values if chunk else got if counted else -1
+                if got != group.num_rows or got != known:
+                    raise pa.ArrowInvalid(
+                        f"its directory contradicts the {got} rows of group {number}"
+                    )
+            except _UNREADABLE as error:
+                if held:
+                    yield from pieces()
+                raise _parquet_damage(item, offset, error) from error
+            if chunk:
+                start = chunk.dictionary_page_offset or chunk.data_page_offset
+                offset = min(start + chunk.total_compressed_size, item.size or 0)
+        if held:
+            yield from pieces()
+        if not counted:
+            raise pa.ArrowInvalid(f"{row} rows in all row groups, {meta.num_rows} in the directory")
 
 
-def _rows_of(meta: Any, text: str, size: int) -> int:
-    """Returns about how many rows hold ``size`` bytes of text where it is densest."""
-    least = size
-    for group in (meta.row_group(i) for i in range(meta.num_row_groups)):
-        for chunk in (group.column(i) for i in range(group.num_columns)):
-            if chunk.path_in_schema == text and chunk.total_uncompressed_size:
-                # A little less, or half of the batches would leave a sliver behind.
-                fit = size * group.num_rows * 15 // (chunk.total_uncompressed_size * 16)
-                least = min(least, fit)
-    return max(least, 1)
+def _rows_of(file: Any, number: int, leaf: int, size: int, options: dict[str, Any]) -> int:
+    """Returns about how many rows of a row group hold ``size`` bytes of text.
 
-
-def _group_offset(meta: Any, row: int) -> int:
-    for group in (meta.row_group(i) for i in range(meta.num_row_groups)):
-        if row < group.num_rows:
-            return int(group.column(0).dictionary_page_offset or group.column(0).data_page_offset)
-        row -= group.num_rows
-    return 0
+    Raises:
+        OSError, pyarrow.ArrowException: what the directory says of the text cannot be.
+    """
+    group = file.metadata.row_group(number)
+    if 0 <= group.total_byte_size <= size:
+        return max(int(group.num_rows), 1)
+    # Asked for a column's entry that cannot be, Arrow ends the process; reading raises an error.
+    next(file.iter_batches(1, row_groups=[number], **options), None)
+    # A little less, or half of the batches would leave a sliver behind.
+    total = max(int(group.column(leaf).total_uncompressed_size), 1)
+    return max(size * int(group.num_rows) * 15 // (total * 16), 1)
 
 
 def _select(batch: Any, columns: tuple[str, ...], paths: list[tuple[str, ...]]) -> Any:

@@ -1,5 +1,7 @@
 import gzip
 import random
+import subprocess
+import sys
 import zlib
 from contextlib import suppress
 from io import BytesIO
@@ -7,7 +9,7 @@ from io import BytesIO
 import pytest
 import zstandard
 
-from headrace.decompress import Stored, compression, decompress
+from headrace.decompress import Stored, compression, decompress, one_line
 from headrace.errors import DamagedInputError, InputError
 
 LINES = [b'{"text": "line %d %s"}\n' % (i, b"x" * (i % 7)) for i in range(40)]
@@ -152,6 +154,24 @@ def test_corrupt_gzip_gives_all_before_the_bad_byte():
     got, damage = delivered(bytes(data))
     assert (got, damage.offset) == (expected, offset)
     assert len(got) > len(content) // 3
+
+
+def test_window_that_there_is_no_memory_for():
+    code = """
+import io, resource
+from headrace.decompress import Stored, decompress
+frame = b"(\\xb5/\\xfd\\0\\xa8\\x11\\0\\0a\\n"  # a window of 2 GiB, though it holds two bytes
+limit = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + (1 << 30)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+list(decompress(Stored(io.BytesIO(frame), "a.zst")))
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "DamagedInputError: a.zst: the zstd frame at byte 0 needs 2048 MiB" in ran.stderr
+
+
+def test_messages_of_others_are_made_printable():
+    assert one_line(OSError("a type: \x0f\x1b\nmore")) == "a type: \ufffd\ufffd"
+    assert one_line(OSError()) == "OSError"
 
 
 def test_pieces_stay_small_whatever_the_ratio():

@@ -2,6 +2,7 @@ import gzip
 import io
 import itertools
 import random
+import re
 import sys
 
 import pyarrow as pa
@@ -373,6 +374,125 @@ def test_corrupt_parquet_gives_the_groups_before(tmp_path):
     blocks, damage = until_damage(find_inputs([str(path)]), block_rows=100)
     assert [row["text"] for row in rows_of(blocks)] == texts[:200]
     assert damage.offset == start
+
+
+def stored_table(path, directory=(b"", b""), **options):
+    """Writes 30 rows in three row groups, with a part of the directory replaced; returns rows."""
+    texts = [f"row {i} of it" for i in range(30)]
+    table = pa.table({"text": texts, "id": range(30)})
+    options = {"row_group_size": 10, "compression": "none", "use_dictionary": False, **options}
+    pq.write_table(table, path, **options)
+    data = path.read_bytes()
+    start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    changed = re.sub(*directory, data[start:], count=1, flags=re.DOTALL)
+    assert changed != data[start:] or not directory[0]
+    path.write_bytes(data[:start] + changed)
+    return [{"text": text, "id": i} for i, text in enumerate(texts)]
+
+
+GROUP = rb"\x16..\x16\x14(?=\x26)"  # total_byte_size, num_rows: 10
+
+
+@pytest.mark.parametrize("limits", [{}, {"block_bytes": 50}, {"block_rows": 7}])
+@pytest.mark.parametrize(("rows", "read"), [(9, 19), (11, 20), (0, 10)])
+def test_rows_that_a_row_group_lacks_are_damage(tmp_path, limits, rows, read):
+    """Arrow itself says nothing."""
+    path = tmp_path / "a.parquet"
+    second = rb"(" + GROUP + rb".*?\x16..\x16)\x14(?=\x26)"
+    table = stored_table(path, (second, rb"\1" + re.escape(bytes([2 * rows]))))
+    assert [pq.read_metadata(path).row_group(i).num_rows for i in range(3)] == [10, rows, 10]
+    blocks, damage = until_damage(find_inputs([str(path)]), ["text", "id"], **limits)
+    assert rows_of(blocks) == table[:read]
+    assert "row" in str(damage)
+
+
+@pytest.mark.parametrize("total", [10, 60])
+def test_rows_that_the_whole_file_lacks_are_damage(tmp_path, total):
+    path = tmp_path / "a.parquet"
+    table = stored_table(path, (rb"\x16<(?=\x19)", b"\x16" + bytes([2 * total])))
+    assert pq.read_metadata(path).num_rows == total
+    inputs = find_inputs([str(path)])
+    blocks, damage = until_damage(inputs, ["text", "id"], block_rows=7)
+    assert rows_of(blocks) == table
+    assert all(block.bytes_done <= inputs[0].size for block in blocks)
+    assert f"30 rows in all row groups, {total} in the directory" in str(damage)
+
+
+@pytest.mark.parametrize("limits", [{}, {"block_bytes": 50}, {"block_rows": 5}])
+def test_texts_and_ids_stay_together(tmp_path, limits):
+    path = tmp_path / "a.parquet"
+    table = stored_table(path)
+    data = bytearray(path.read_bytes())
+    page = pq.read_metadata(path).row_group(1).column(0).data_page_offset
+    data[data.index(b"\x15\x14", page) + 1] = 2 * 8  # eight values in its page, not ten
+    path.write_bytes(data)
+    blocks, damage = until_damage(find_inputs([str(path)]), ["text", "id"], **limits)
+    rows = rows_of(blocks)
+    assert rows == table[: len(rows)]
+    assert 10 <= len(rows) <= 18
+    assert damage
+
+
+@pytest.mark.parametrize("limits", [{}, {"block_bytes": 50}, {"block_rows": 7}])
+def test_parquet_directory_that_contradicts_itself(tmp_path, limits):
+    """A column that is never null and counts nulls: asked for it, Arrow ends the process."""
+    path = tmp_path / "a.parquet"
+    stored_table(path, (rb"\x15\x0c\x25\x02\x18\x04text", b"\x15\x0c\x25\x00\x18\x04text"))
+    blocks, damage = until_damage(find_inputs([str(path)]), **limits)
+    assert blocks == []
+    assert damage.offset == 4
+
+
+def test_parquet_names_that_are_not_utf8_are_damage(tmp_path):
+    path = tmp_path / "a.parquet"
+    stored_table(path, (b"\x02\x18\x04text", b"\x02\x18\x04te\xfft"))
+    blocks, damage = until_damage(find_inputs([str(path)]))
+    assert blocks == []
+    assert str(damage).isprintable()
+
+
+def test_parquet_names_that_nothing_hangs_on(tmp_path):
+    path = tmp_path / "a.parquet"
+    rows = stored_table(path, (b"\x19\x18\x04text", b"\x19\x18\x04te\xfft"))
+    blocks, damage = until_damage(find_inputs([str(path)]), ["text", "id"], block_bytes=50)
+    assert (rows_of(blocks), damage) == (rows, None)
+
+
+def test_page_checksums_are_checked(tmp_path):
+    path = tmp_path / "a.parquet"
+    rows = stored_table(path, write_page_checksum=True)
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"row 13 of it", b"row 13 of me", 1))
+    blocks, damage = until_damage(find_inputs([str(path)]), ["text", "id"])
+    assert rows_of(blocks) == rows[:10]
+    assert "CRC" in str(damage)
+
+
+def test_parquet_messages_are_one_line(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"te\nxt": ["a"], "\x1b[2J": ["b"]}), path)
+    with pytest.raises(UsageError) as caught:
+        blocks_of(find_inputs([str(path)]))
+    assert str(caught.value).isprintable()
+
+
+def test_parquet_blocks_of_small_row_groups_are_joined(tmp_path):
+    ids = pa.array([str(i) for i in range(100)]).dictionary_encode()
+    table = pa.table({"text": [str(i) for i in range(100)], "id": ids})
+    inputs = parquet(tmp_path / "a.parquet", table, row_group_size=3)
+    blocks = list(read_blocks(inputs, columns=["text", "id"], block_bytes=1 << 20, block_rows=30))
+    assert [block.rows for block in blocks] == [30, 30, 30, 10]
+    assert rows_of(blocks) == table.to_pylist()
+
+
+def test_progress_never_goes_back(tmp_path):
+    path = tmp_path / "a.txt.gz"
+    path.write_bytes(gzip.compress(b"line\n" * 5) + b"garbage that is read with it")
+    blocks, damage = until_damage(find_inputs([str(path)]), block_rows=3)
+    done = [block.bytes_done for block in blocks]
+    assert [block.rows for block in blocks] == [3, 2]
+    assert done == sorted(done)
+    assert damage
 
 
 @given(

@@ -1,0 +1,1 @@
+"""What the targets read: one module for each format, and the ways to damage a file."""
