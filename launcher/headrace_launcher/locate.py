@@ -8,11 +8,12 @@ from pathlib import Path
 
 from headrace.contract import file_hash
 from headrace.errors import MissingDependencyError, UsageError
-from headrace_launcher.modules import read_object
+from headrace_launcher.modelfiles import read_object
 
 # The families whose graph is written from safetensors; for these no ONNX file is downloaded.
 SAFETENSORS_FAMILIES = frozenset({"bert", "distilbert", "roberta", "xlm-roberta", "camembert"})
 
+LONGEST_PATH = 4095  # bytes: PATH_MAX of Linux
 HUB_SECONDS = 3.0  # for the first answer of the hub; downloads have their own limits
 # Never a pickle (.bin, .pt): reading one runs whatever code it holds.
 HUB_FILES = ["*.json", "*.txt", "*.safetensors"]
@@ -75,15 +76,24 @@ def locate(model: str, *, revision: str | None) -> Located:
     """
     if not model.strip():
         raise UsageError("no model named; give a folder, a Hugging Face id or a package")
-    folder = Path(model).expanduser()
-    if folder.is_dir():
+    try:
+        folder = Path(model).expanduser()
+        if "\0" in model or len(model.encode(errors="surrogateescape")) > LONGEST_PATH:
+            raise ValueError("a NUL character, or too long")
+        is_folder, is_file = folder.is_dir(), folder.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # ~nobody's home, or a part too long
+        raise UsageError(
+            f"--model {model[:100]!r}: no path and no model can be called so ({error}); give a "
+            "folder, a Hugging Face id or a package"
+        ) from error
+    if is_folder:
         if revision is not None:
             raise UsageError(
                 f"--revision {revision} does not apply to the folder {model}; leave it out"
             )
         name = folder.resolve().name if folder.name in ("", "..") else model
         return Located(model_id=name, revision="", folder=folder)
-    if folder.is_file():
+    if is_file:
         raise UsageError(f"{model} is a file; name the folder with config.json that it lies in")
     carried = CARRIED.get(model)
     if carried is not None and revision is None and (found := _carried_folder(carried)):

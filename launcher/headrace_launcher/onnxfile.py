@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, external_data_helper
 
 from headrace.errors import UsageError
-from headrace_launcher.modules import inside
+from headrace_launcher.modelfiles import really_inside
 
 
 def external_files(path: Path) -> tuple[Path, ...]:
