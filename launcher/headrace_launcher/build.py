@@ -191,7 +191,11 @@ def build(
                 )
                 _write_engine(found, contract, version, builder.convert)
             elif contract.engine == "openvino":
-                convert = partial(openvino.convert, dimension=contract.dimension)
+                convert = partial(
+                    openvino.convert,
+                    dimension=contract.dimension,
+                    foreign=not found.from_safetensors,
+                )
                 _write_engine(found, contract, version, convert)
 
         repo.publish(

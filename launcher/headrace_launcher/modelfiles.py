@@ -114,18 +114,25 @@ def inside(folder: Path, relative: str, *, named_in: Path) -> Path:
     return folder / path
 
 
-def really_inside(folder: Path, relative: str, *, named_in: Path) -> Path:
-    """Does what :func:`inside` does, and follows links: they must not lead out either.
+def really_inside(folder: Path, relative: str, *, model: Path, named_in: Path) -> Path:
+    """Does what :func:`inside` does, and follows links: they must not leave the model's folder.
 
     The cache of the Hugging Face hub is the exception: there a snapshot's files are links to the
     same repository's ``blobs`` (huggingface_hub, "Understand caching").
 
+    Args:
+        folder: what the path starts from.
+        relative: the path.
+        model: the model's folder.
+        named_in: the file that names the path.
+
     Raises:
-        UsageError: the path, or a link that it meets, would lead out of the folder.
+        UsageError: the path would lead out of the folder, or a link that it meets out of the
+            model's.
     """
     path = inside(folder, relative, named_in=named_in)
     try:
-        real, root = path.resolve(), folder.resolve()
+        real, root = path.resolve(), model.resolve()
         allowed = [root, *(up.parent / "blobs" for up in root.parents if up.name == "snapshots")]
     except (OSError, RuntimeError, ValueError) as error:  # links in a circle
         raise UsageError(
@@ -134,7 +141,7 @@ def really_inside(folder: Path, relative: str, *, named_in: Path) -> Path:
         ) from error
     if not any(real.is_relative_to(each) for each in allowed):
         raise UsageError(
-            f"{named_in} names {relative[:200]!r}, a link to {real}, outside of {folder}; a "
+            f"{named_in} names {relative[:200]!r}, a link to {real}, outside of {model}; a "
             "model's files must lie in its folder: copy it there if it is meant"
         )
     return path

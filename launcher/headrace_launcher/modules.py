@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from headrace.contract import MOST_NUMBERS
 from headrace.errors import UsageError
-from headrace_launcher.modelfiles import inside, is_count, read_json, read_object
+from headrace_launcher.modelfiles import is_count, read_json, read_object, really_inside
 
 Activation = Literal["identity", "tanh"]
 
@@ -95,7 +95,10 @@ def read_chain(folder: Path) -> Chain:
     ):
         raise UsageError(f"{file} is not a list of modules; download or export the model again")
     steps = [
-        (module["type"], inside(folder, str(module.get("path", "")), named_in=file))
+        (
+            module["type"],
+            really_inside(folder, str(module.get("path", "")), model=folder, named_in=file),
+        )
         for module in modules
         if module["type"].rsplit(".", 1)[-1] != "Dropout"  # does nothing at inference
     ]
