@@ -40,7 +40,7 @@ def read_tokenizer(path: Path, *, tried: bool = False) -> Tokenizer:
         try_file(path)
     try:
         with tokenizer_errors():
-            return Tokenizer.from_file(str(path))
+            return Tokenizer.from_buffer(path.read_bytes())  # a path need not be UTF-8
     except TokenizationError as error:
         raise _unreadable(path, error.__cause__ or error) from error
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import resource
 import sys
+from pathlib import Path
 from typing import Any
 
 TEXTS = ("", "a b", "Hello, world! 3.14 (it's)", "naïve 日本語 😀\u200d😀 e\u0301 \t\n ﬁ")
@@ -28,7 +29,7 @@ def main(path: str) -> int:
     except ImportError:
         return 0  # whoever wants to use the file will say so
     try:
-        tokenizer = Tokenizer.from_file(path)
+        tokenizer = Tokenizer.from_buffer(Path(path).read_bytes())
         fault = _fault(tokenizer)
     except BaseException as error:  # noqa: BLE001 -- a Rust panic is not an Exception
         said = str(error).splitlines() or [type(error).__name__]

@@ -123,7 +123,7 @@ def _load_external(tensor: onnx.TensorProto, path: Path, left: int) -> int:
         with file.open("rb") as stream:
             stream.seek(offset)
             data = stream.read(length)
-    except (OSError, OverflowError) as error:
+    except (OSError, ValueError, OverflowError) as error:
         raise UsageError(
             f"{file}, which {path.name} keeps its weights in, cannot be read; download it again"
         ) from error

@@ -73,7 +73,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """
     try:
         try_tokenizer(path)
-        return Tokenizer.from_file(str(path))
+        return Tokenizer.from_buffer(path.read_bytes())  # a path need not be UTF-8
     except Exception as error:  # `tokenizers` raises bare Exception
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(
