@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from typing import Any
 
 VALUES: list[Any] = [
-    *(None, True, False, 0, 1, -1, 2, 7, 10**6, 2**31, 2**32 - 1, 2**63, 10**12, 10**400, -(10**30)),
+    *(
+        None,
+        True,
+        False,
+        0,
+        1,
+        -1,
+        2,
+        7,
+        10**6,
+        2**31,
+        2**32 - 1,
+        2**63,
+        10**12,
+        10**400,
+        -(10**30),
+    ),
     *(0.5, -0.0, 1e308, float("nan"), float("inf"), float("-inf")),
     *("", " ", "a", "\n", "\0", "\ud800", "../../x", "/etc/passwd", "é" * 50, "x" * 100_000),
     *([], {}, [[]], [{}], {"": ""}, ["a", "a"], [None], {"type": None}, {"type": "Sequence"}),
@@ -56,12 +73,12 @@ def _change(tree: list[Any], dice: random.Random) -> None:
     match dice.randrange(6):
         case 0 if isinstance(holder, dict):
             del holder[key]
-            holder.setdefault("more", dice.choice(VALUES))
+            holder.setdefault("more", copy.deepcopy(dice.choice(VALUES)))
         case 1 if isinstance(holder, list):
-            holder.extend(holder[:] if len(holder) < 100_000 else [])
+            holder.extend(copy.deepcopy(holder) if len(holder) < 100_000 else [])
         case 2:
             holder[key] = [holder[key]]
         case 3 if isinstance(holder[key], int):
             holder[key] = dice.choice((-1, 1, 0.5, 1000, 2**32)) * holder[key]
         case _:
-            holder[key] = dice.choice(VALUES)
+            holder[key] = copy.deepcopy(dice.choice(VALUES))

@@ -147,7 +147,7 @@ class Contract:
         try:
             raw = json.loads(text)
             version = raw["schema_version"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"the model's headrace settings are unreadable; {remedy}") from error
         if version != SCHEMA_VERSION:
             raise ValueError(
@@ -176,7 +176,7 @@ def is_name(text: str) -> bool:
     return len(text) <= LONGEST_NAME and _NAME.fullmatch(text) is not None
 
 
-def _faults(contract: Contract) -> Iterator[str]:
+def _faults(contract: Any) -> Iterator[str]:
     """Yields the settings that no launcher writes: they come from a server, which may be anyone's.
 
     A name becomes part of paths, and sizes become memory.

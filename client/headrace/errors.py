@@ -29,7 +29,7 @@ LONGEST = 4000  # characters of a message
 _UNSHOWN = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069]")
 _MASK = "***"
 _SECRETS = (
-    (re.compile(r"(?i)([a-z][a-z0-9+.-]*://)[^\s/@]+@"), rf"\1{_MASK}@"),
+    (re.compile(r"://[^\s/@]+@"), f"://{_MASK}@"),
     (re.compile(r"\bhf_[A-Za-z0-9]{16,}"), _MASK),
     (
         re.compile(r"(?i)([?&](?:[a-z0-9_.-]*(?:key|token|secret|password|signature))=)[^&\s'\"]+"),

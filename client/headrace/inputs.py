@@ -135,26 +135,24 @@ def _explained(given: str) -> Iterator[None]:
     """Turns what opening and listing raise into errors that name ``given``, without its secrets."""
     name = shown(given)
     explained: HeadraceError
+    cause: Exception
     try:
         yield
-        return
     except FileNotFoundError as error:
         explained, cause = UsageError(f"{name}: no such file or folder; check the path"), error
     except PermissionError as error:
         explained, cause = MachineError(f"{name}: permission denied; make it readable"), error
     except UnicodeError as error:
-        explained, cause = (
-            UsageError(
-                f"{name!r}: a file name there is not UTF-8, so Arrow cannot list it; rename the file"
-            ),
-            error,
-        )
+        reason = "a file name there is not UTF-8, so Arrow cannot list it; rename the file"
+        explained, cause = UsageError(f"{name!r}: {reason}"), error
     except (pa.ArrowInvalid, NotImplementedError) as error:
         reason = without_secrets(one_line(error), given)
         explained, cause = UsageError(f"{name}: cannot be opened: {reason}"), error
     except OSError as error:
         reason = without_secrets(one_line(error), given)
         explained, cause = MachineError(f"{name}: cannot be read: {reason}"), error
+    else:
+        return
     # What Arrow says may quote the URI: where that has secrets, a traceback must not show it.
     raise explained from (cause if name == given else None)
 

@@ -16,8 +16,6 @@ import pyarrow.fs as pafs
 from headrace.errors import UsageError
 
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-# The user's part of a URI; the second is one whose key should have had its slashes escaped.
-_USER = re.compile(r"[^/@]*(?:@[^/@]*)*@|[^/@?]+:(?!\d+(?:[/?]|$))[^@]*@")
 _HARMLESS = {"region", "scheme", "anonymous", "allow_bucket_creation", "allow_bucket_deletion"}
 _MAGIC = re.compile(r"[*?\[]")
 
@@ -44,9 +42,7 @@ def shown(given: str) -> str:
     if not (scheme := _URI.match(given)):
         return given
     rest = given[scheme.end() :]
-    if user := _USER.match(rest):
-        rest = rest[user.end() :]
-    return scheme[0] + rest.partition("?")[0]
+    return scheme[0] + rest[len(_user(rest)) :].partition("?")[0]
 
 
 def without_secrets(text: str, given: str) -> str:
@@ -54,9 +50,9 @@ def without_secrets(text: str, given: str) -> str:
     if not (scheme := _URI.match(given)):
         return text
     rest = given[scheme.end() :]
-    user = _USER.match(rest)
-    key = user[0][:-1] if user else ""
-    options = rest[user.end() if user else 0 :].partition("?")[2]
+    user = _user(rest)
+    key = user[:-1]
+    options = rest[len(user) :].partition("?")[2]
     pairs = [pair.partition("=") for pair in options.split("&")]
     secrets = [key, *key.split(":", 1), options]
     secrets += [value for name, _, value in pairs if name.lower() not in _HARMLESS]
@@ -67,6 +63,21 @@ def without_secrets(text: str, given: str) -> str:
         if len(secret) > 3:
             text = text.replace(secret, "***")
     return text
+
+
+def _user(rest: str) -> str:
+    """Returns what stands before the host in a URI without its scheme: ``USER:KEY@``, or nothing.
+
+    Where a key's slashes should have been escaped and were not, it goes to the last ``@``.
+    """
+    host = rest.partition("/")[0]
+    if "@" in host:
+        return host[: host.rindex("@") + 1]
+    before = rest.partition("?")[0]
+    _, colon, port = host.partition("?")[0].partition(":")
+    if colon and not port.isdecimal() and "@" in before:
+        return before[: before.rindex("@") + 1]
+    return ""
 
 
 def expand(given: str) -> Iterator[Found]:

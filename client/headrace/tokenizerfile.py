@@ -1,4 +1,4 @@
-"""Opens a ``tokenizer.json``, and says in this project's words what `tokenizers` says in its own."""
+"""Opens a ``tokenizer.json``; what `tokenizers` raises over it becomes an error of ours."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,6 @@ from headrace_launcher.modelfiles import read_object
 # The families whose graph is written from safetensors; for these no ONNX file is downloaded.
 SAFETENSORS_FAMILIES = frozenset({"bert", "distilbert", "roberta", "xlm-roberta", "camembert"})
 
-LONGEST_PATH = 4095  # bytes: PATH_MAX of Linux
 HUB_SECONDS = 3.0  # for the first answer of the hub; downloads have their own limits
 # Never a pickle (.bin, .pt): reading one runs whatever code it holds.
 HUB_FILES = ["*.json", "*.txt", "*.safetensors"]
@@ -78,14 +78,15 @@ def locate(model: str, *, revision: str | None) -> Located:
         raise UsageError("no model named; give a folder, a Hugging Face id or a package")
     try:
         folder = Path(model).expanduser()
-        if "\0" in model or len(model.encode(errors="surrogateescape")) > LONGEST_PATH:
-            raise ValueError("a NUL character, or too long")
+        os.fsencode(model)
         is_folder, is_file = folder.is_dir(), folder.is_file()
     except (OSError, RuntimeError, ValueError) as error:  # ~nobody's home, or a part too long
         raise UsageError(
             f"--model {model[:100]!r}: no path and no model can be called so ({error}); give a "
             "folder, a Hugging Face id or a package"
         ) from error
+    if "\0" in model:
+        raise UsageError(f"--model {model[:100]!r} holds a NUL character; give its plain name")
     if is_folder:
         if revision is not None:
             raise UsageError(

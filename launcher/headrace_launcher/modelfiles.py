@@ -58,7 +58,9 @@ def read_json(file: Path, *, most: int = MOST_BYTES) -> Any:
         if not file.is_file():  # a FIFO would be waited for, a device has no end
             raise UsageError(f"{file} is no regular file; put the model's own there")
         if (size := file.stat().st_size) > most:
-            raise UsageError(f"{file} has {size} bytes, {most} at most are read; is it the model's?")
+            raise UsageError(
+                f"{file} has {size} bytes, {most} at most are read; is it the model's?"
+            )
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, MemoryError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]

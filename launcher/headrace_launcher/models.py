@@ -201,7 +201,8 @@ def _weight_files(located: Located, folder: Path) -> tuple[tuple[Path, ...], Pat
         if missing := [file.name for file in files if not file.is_file()]:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise UsageError(
-                f"{folder} lacks {', '.join(missing[:3])}{more}, which {index.name} names; download it again"
+                f"{folder} lacks {', '.join(missing[:3])}{more}, which {index.name} names; "
+                "download it again"
             )
         return files, onnx
     if onnx is None:
@@ -262,8 +263,8 @@ def _pad_id(config: Mapping[str, Any], tokenizer: Path) -> int:
             return value
         if isinstance(value, int | float) and value > 0:
             raise UsageError(
-                f"{tokenizer.parent}: rows would be padded with the token {str(value)[:100]}, which "
-                "is none; correct pad_token_id in config.json, or the padding in tokenizer.json"
+                f"{tokenizer.parent}: rows would be padded with the token {str(value)[:100]}, "
+                "which is none; correct pad_token_id in config.json or padding in tokenizer.json"
             )
     return 0
 

@@ -51,14 +51,12 @@ def load_onnx(path: Path) -> onnx.ModelProto:
 
 
 def _load(path: Path) -> onnx.ModelProto:
+    if path.is_file() and (size := path.stat().st_size) > MOST_BYTES:
+        raise UsageError(
+            f"{path} has {size} bytes, an ONNX file {MOST_BYTES} at most; export the model with "
+            "its weights in a file of their own"
+        )
     try:
-        if not path.is_file():
-            raise OSError("no regular file")
-        if (size := path.stat().st_size) > MOST_BYTES:
-            raise UsageError(
-                f"{path} has {size} bytes, an ONNX file {MOST_BYTES} at most; export the model "
-                "with its weights in a file of their own"
-            )
         # By its bytes: the name's ending would have it read as text or JSON.
         return onnx.load_model_from_string(path.read_bytes())
     except (DecodeError, OSError, ValueError, RecursionError, MemoryError) as error:
@@ -140,11 +138,11 @@ def _bytes_of(tensor: onnx.TensorProto, path: Path) -> int:
     half_bytes = {"INT4": 1, "UINT4": 1, "FLOAT4E2M1": 1}
     try:
         name = TensorProto.DataType.Name(tensor.data_type)
-        size = 2 * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        size = 2 * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
     except (KeyError, ValueError, TypeError) as error:
         raise UsageError(
             f"{path}: the tensor {tensor.name[:100]!r} is of an unknown type; {_AGAIN}"
         ) from error
     if any(length < 0 for length in tensor.dims):
         raise UsageError(f"{path}: the tensor {tensor.name[:100]!r} has no shape; {_AGAIN}")
-    return -(-math.prod(tensor.dims) * half_bytes.get(name, size) // 2)
+    return -(-math.prod(map(int, tensor.dims)) * half_bytes.get(name, size) // 2)

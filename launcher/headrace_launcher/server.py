@@ -26,7 +26,7 @@ from headrace.contract import is_leftover, machine_tag
 from headrace.errors import MachineError, ServerError
 from headrace_launcher.gpus import ORDER, find_gpus
 from headrace_launcher.ports import check_port, free_port, listens
-from headrace_launcher.processes import children_of, die_with, kill_session, parent_of
+from headrace_launcher.processes import become_server, children_of, kill_session, parent_of
 from headrace_launcher.triton import TritonInstallation
 
 STARTUP_SECONDS = 300.0
@@ -38,7 +38,9 @@ _SHM_PREFIX = "headrace_stub_"
 _SCRATCH_PREFIX = "headrace-server-"
 DRIVER_FOLDER = "driver"  # in the scratch folder
 _LOOPBACK = "127.0.0.1"
-_SECRET = re.compile(r"(TOKEN|SECRET|PASSWORD|CREDENTIALS|API_KEY|ACCESS_KEY(_ID)?)$", re.IGNORECASE)
+_SECRET = re.compile(
+    r"(TOKEN|SECRET|PASSWORD|CREDENTIALS|API_KEY|ACCESS_KEY(_ID)?)$", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,7 +244,7 @@ class Server:
             # Its own session: a Ctrl-C in the terminal is ours to handle, in our order.
             start_new_session=True,
             umask=0o077,  # its shared memory holds texts and vectors
-            preexec_fn=lambda: die_with(parent),  # noqa: PLW1509 -- takes no lock
+            preexec_fn=lambda: become_server(parent),  # noqa: PLW1509 -- takes no lock
         )
 
     def _wait_until_ready(self) -> bool:

@@ -130,7 +130,10 @@ def test_sizes_that_no_memory_holds_are_refused_whatever_computes(folder, reposi
         ("config.json", b'{"model_type": "bert", "x": ' + b"[" * 900 + b"]" * 900 + b"}"),
         ("config.json", b'{"x": ' + b"9" * 5000 + b"}"),
         ("config.json", b'"bert"'),
-        ("modules.json", b'[{"type": "sentence_transformers.models.Transformer", "path": "\\u0000"}]'),
+        (
+            "modules.json",
+            b'[{"type": "sentence_transformers.models.Transformer", "path": "\\u0000"}]',
+        ),
         ("modules.json", b"[" + b"[]," * 10 + b"[]]"),
         ("sentence_bert_config.json", b'{"max_seq_length": NaN}'),
         ("sentence_bert_config.json", b'{"max_seq_length": [1]}'),
@@ -194,7 +197,9 @@ def test_folders_of_modules_stay_in_the_models(folder, tmp_path):
         assert "modules.json" in said
 
 
-@pytest.mark.parametrize("shard", ["../../x.safetensors", "/x.safetensors", "a/../../x", "..", "\0"])
+@pytest.mark.parametrize(
+    "shard", ["../../x.safetensors", "/x.safetensors", "a/../../x", "..", "\0"]
+)
 def test_shards_stay_in_the_models_folder(folder, shard):
     (folder / "model.safetensors").rename(folder.parent.parent / "x.safetensors")
     index = folder / "model.safetensors.index.json"
@@ -219,7 +224,16 @@ def test_names_of_entries_are_names(folder, repository, name):
 @pytest.mark.parametrize(
     "model",
     [
-        *("../../x", "a\0b", "x" * 5000, "x" * 300, "~nobody-is-called-so/x", "..x/", "a\nb", "\ud800"),
+        *(
+            "../../x",
+            "a\0b",
+            "x" * 5000,
+            "x" * 300,
+            "~nobody-is-called-so/x",
+            "..x/",
+            "a\nb",
+            "\ud800",
+        ),
         *("a/../b", "/etc/x", "..\\x", "a/b/c", "a b", "a/" + "x" * 5000),
     ],
     ids=lambda model: repr(model[:20]),
@@ -316,7 +330,9 @@ WORDS = "embeddings.word_embeddings.weight"
         header({}, size=10**9),
         header(b"[" * 100_000),
         header(b"\xff{}"),
-        header({WORDS: {"dtype": "F32", "shape": [10**18, 10**18], "data_offsets": [0, 4]}}, b"1234"),
+        header(
+            {WORDS: {"dtype": "F32", "shape": [10**18, 10**18], "data_offsets": [0, 4]}}, b"1234"
+        ),
         header({WORDS: {"dtype": "F32", "shape": [1, 1], "data_offsets": [0, 2**62]}}, b"1234"),
         header({WORDS: {"dtype": "F32", "shape": [1, 1], "data_offsets": [4, 0]}}, b"1234"),
         header({WORDS: {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, b"1234"),
@@ -422,7 +438,9 @@ PLACES = [
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("location", ["../../../secret", "/etc/hostname", "x/../../../../s", "link"])
+@pytest.mark.parametrize(
+    "location", ["../../../secret", "/etc/hostname", "x/../../../../s", "link"]
+)
 def test_external_data_outside_is_refused_wherever_it_stands(
     novel, tmp_path, repository, place, location
 ):

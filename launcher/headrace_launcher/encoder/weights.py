@@ -74,8 +74,8 @@ class Weights:
                 "model_type: export the model again with save_pretrained"
             )
         raise UsageError(
-            f"several encoders ({', '.join(sorted(found)[:5])}) in {self._where}; save the one that "
-            "is wanted on its own with save_pretrained"
+            f"several encoders ({', '.join(sorted(found)[:5])}) in {self._where}; save the one "
+            "that is wanted on its own with save_pretrained"
         )
 
     def get(self, name: str, shape: tuple[int | None, ...]) -> Array:

@@ -110,7 +110,7 @@ def _convert_apart(graph: Path, folder: Path) -> int | None:
         text=True,
         errors="replace",
         check=False,
-        preexec_fn=partial(die_with, os.getpid()),  # noqa: PLW1509 -- takes no lock
+        preexec_fn=partial(die_with, os.getpid()),
     )
     if done.returncode == 0:
         return json.loads(done.stdout)  # type: ignore[no-any-return]
@@ -123,7 +123,7 @@ def _convert_apart(graph: Path, folder: Path) -> int | None:
 
 
 def main(graph: str, folder: str, memory: str) -> int:
-    """Converts a graph within ``memory`` bytes; says the length of its vectors, or what is wrong."""
+    """Converts a graph within ``memory`` bytes; tells the length of its vectors, or the fault."""
     resource.setrlimit(resource.RLIMIT_DATA, (int(memory), int(memory)))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
