@@ -41,6 +41,7 @@ from headrace.sinks import (
     partial_folder,
 )
 from headrace.stopping import Stop
+from headrace.tokenizerfile import try_file
 from headrace.transport import Connection, connect
 
 
@@ -149,6 +150,7 @@ def run(
     complete = False
     try:
         with _model(config, counters, stop or Stop()) as (lifeline, tokenizer):
+            _check_tokenizer(lifeline.connection, tokenizer)
             report, damage = run_pipeline(
                 config,
                 lifeline.connection,
@@ -289,11 +291,11 @@ def _local_model(config: EmbedConfig, counters: Counters) -> Iterator[tuple[Ours
 def _check_identity(config: EmbedConfig, connection: Connection) -> None:
     """Refuses a model that has the wanted one's name but came from elsewhere."""
     name, source = connection.contract.name, connection.contract.model_id
-    same = (
-        config.model in {name, source}
-        or ("/" not in config.model and source.endswith(f"/{config.model}"))
-        or Path(config.model).resolve() == Path(source).resolve()
+    same = config.model in {name, source} or (
+        "/" not in config.model and source.endswith(f"/{config.model}")
     )
+    with suppress(OSError, ValueError):  # of a name that no path can have
+        same = same or Path(config.model).resolve() == Path(source).resolve()
     if not same:
         raise UsageError(
             f"the server's model {name} was built from {source}, not from {config.model}; if that "
@@ -301,13 +303,21 @@ def _check_identity(config: EmbedConfig, connection: Connection) -> None:
         )
 
 
+def _check_tokenizer(connection: Connection, path: Path) -> None:
+    """Tries the tokenizer here, before feeders load it."""
+    with suppress(OSError):  # whoever opens it says so
+        if file_hash(path) == connection.contract.tokenizer_hash:  # else it is never loaded
+            try_file(path)
+
+
 def _find_tokenizer(config: EmbedConfig, connection: Connection) -> Path:
     contract = connection.contract
     places = (config.repository / contract.name, Path(config.model))
     for folder in places:
         path = folder / TOKENIZER_FILE
-        if path.is_file() and file_hash(path) == contract.tokenizer_hash:
-            return path
+        with suppress(OSError, ValueError):  # of a name that no path can have
+            if path.is_file() and file_hash(path) == contract.tokenizer_hash:
+                return path
     with suppress(ImportError, HeadraceError):  # a client alone has no launcher to ask
         from headrace_launcher.models import find_model
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import os
 import re
 import signal
@@ -358,7 +359,7 @@ def serve(
             from headrace_launcher.triton import find_triton
         with closing(ProgressLine(None)) as line:
             names = entry_names(models or [], repository, progress=line.step, notice=line.notice)
-        if not listen.startswith("127.") and listen != "localhost":
+        if not _is_loopback(listen):
             _say(f"headrace: warning: {listen} is open to other machines, and no password is asked")
         server = Server(
             find_triton(),
@@ -475,6 +476,12 @@ def _launcher() -> Iterator[None]:
         raise MissingDependencyError(
             f"this needs {error.name}, which is not installed; pip install 'headrace[launcher,cpu]'"
         ) from error
+
+
+def _is_loopback(address: str) -> bool:
+    with suppress(ValueError):  # a name: who knows where it leads
+        return ipaddress.ip_address(address).is_loopback
+    return address == "localhost"
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

@@ -9,9 +9,15 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 SCHEMA_VERSION = 1
 PARAMETER = "headrace"
@@ -25,6 +31,13 @@ SERVER_NAME = r"headrace-.*?(-http-(?P<http>\d+))?(-gpus-(?P<gpus>[^ ]+))?"
 ``http`` is the port of its HTTP endpoint; ``gpus`` are the UUIDs of its GPUs, with commas between,
 in the order in which its process numbers them.
 """
+LONGEST_NAME = 255
+"""Of a model, in characters: what a folder may be called."""
+MOST_ROWS, MOST_TOKENS, MOST_NUMBERS = 1 << 16, 1 << 22, 1 << 20
+"""Of a batch, of a batch with padding, of a vector: a client has memory for them."""
+_LONGEST_SLUG = 100
+_MOST_IN_FLIGHT = 1 << 10
+_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?")
 BUILT_FOR = r"(openvino|tensorrt(-rtx)?-[0-9a-z.]+-sm\d+)"
 """What the name of an entry ends with that lies beside one of another engine or GPU: a pattern."""
 
@@ -134,7 +147,7 @@ class Contract:
         try:
             raw = json.loads(text)
             version = raw["schema_version"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"the model's headrace settings are unreadable; {remedy}") from error
         if version != SCHEMA_VERSION:
             raise ValueError(
@@ -146,19 +159,87 @@ class Contract:
             raise ValueError(f"unknown headrace settings {unknown}; {remedy}")
         try:
             raw["buckets"] = tuple(Bucket(**bucket) for bucket in raw["buckets"])
-            return cls(**raw)
+            contract = cls(**raw)
         except (TypeError, KeyError) as error:
             raise ValueError(f"the model's headrace settings are incomplete; {remedy}") from error
+        if (wrong := next(_faults(contract), None)) is not None:
+            raise ValueError(f"the model's headrace settings have an impossible {wrong}; {remedy}")
+        return contract
+
+
+def is_name(text: str) -> bool:
+    """Returns whether a model of a repository may be called so.
+
+    Letters, digits, ``.``, ``_`` and ``-``, none of the last two at either end but ``_``: a name
+    is a folder's, and stands in requests.
+    """
+    return len(text) <= LONGEST_NAME and _NAME.fullmatch(text) is not None
+
+
+def _faults(contract: Any) -> Iterator[str]:
+    """Yields the settings that no launcher writes: they come from a server, which may be anyone's.
+
+    A name becomes part of paths, and sizes become memory.
+    """
+    if not isinstance(contract.name, str) or (contract.name and not is_name(contract.name)):
+        yield "name"
+    for kind, names in _TEXTS.items():
+        yield from (name for name in names if not _is_text(getattr(contract, name), kind))
+    for name, (least, most) in _RANGES.items():
+        if not _is_number(getattr(contract, name), least, most):
+            yield name
+    if not isinstance(contract.normalized, bool):
+        yield "normalized"
+    prompts, default = contract.prompts, contract.default_prompt
+    if not isinstance(prompts, dict) or not all(isinstance(one, str) for one in prompts.values()):
+        yield "prompts"
+    elif default is not None and (not isinstance(default, str) or default not in prompts):
+        yield "default_prompt"
+    lengths = [bucket.max_length for bucket in contract.buckets]
+    if (
+        not all(_is_number(length, 1, MOST_TOKENS) for length in lengths)
+        or not all(_is_number(bucket.max_batch, 1, MOST_ROWS) for bucket in contract.buckets)
+        or not lengths
+        or lengths != sorted(set(lengths))
+    ):
+        yield "buckets"
+
+
+_TEXTS: dict[str, tuple[str, ...]] = {
+    r".*": ("model_id", "revision", "pooling", "engine", "engine_version"),
+    r"[0-9a-f]{64}": ("weights_hash", "tokenizer_hash"),
+    r"fp32|bf16|fp16": ("precision",),
+    r"float32|float16": ("dtype",),
+    r"(\d{1,2}\.\d)?": ("capability",),
+}
+_RANGES = {
+    "max_length": (1, MOST_TOKENS),
+    "vocab_size": (1, (1 << 31) - 1),
+    "pad_id": (0, (1 << 31) - 1),
+    "pad_multiple": (1, MOST_TOKENS),
+    "dimension": (1, MOST_NUMBERS),
+    "token_budget": (1, MOST_TOKENS),
+    "in_flight": (1, _MOST_IN_FLIGHT),
+}
+
+
+def _is_text(value: Any, pattern: str) -> bool:
+    return isinstance(value, str) and re.fullmatch(pattern, value, re.DOTALL) is not None
+
+
+def _is_number(value: Any, least: int, most: int) -> bool:
+    return type(value) is int and least <= value <= most
 
 
 def model_slug(model: str) -> str:
     """Returns the name in a repository of a model given as a folder, a hub id or a name.
 
     The last part of the path in lower case, with everything but letters, digits, ``.``, ``_``
-    and ``-`` turned into ``-``; never empty and never starting with a dot.
+    and ``-`` turned into ``-``; never empty, never starting with a dot, of at most 100 characters.
     """
     last = model.rstrip("/").rsplit("/", 1)[-1].lower()
-    return re.sub(r"[^a-z0-9._-]+", "-", last).strip("-.") or "model"
+    slug = re.sub(r"[^a-z0-9._-]+", "-", last).strip("-.")
+    return slug[:_LONGEST_SLUG].strip("-.") or "model"
 
 
 def entry_name(
@@ -212,3 +293,52 @@ def file_hash(path: Path) -> str:
     """Returns the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def try_tokenizer(path: Path) -> None:
+    """Has another process load a ``tokenizer.json`` and use it, once for each content.
+
+    ``tokenizers`` is compiled code that takes a good deal of the file at its word: what is wrong
+    there can end the process that loads it, or take all of its memory. See
+    :mod:`headrace.tokenizertrial`.
+
+    Raises:
+        ValueError: the file cannot be used; the message says why, in a few words.
+        OSError: the file cannot be read.
+    """
+    size = path.stat().st_size
+    if not path.is_file():
+        raise ValueError("it is no regular file")
+    if size > MOST_TOKENIZER_BYTES:
+        raise ValueError(f"it has {size} bytes, more than any tokenizer")
+    digest = file_hash(path)
+    if digest in _TRIED:
+        return
+    script = Path(__file__).with_name("tokenizertrial.py")
+    with tempfile.TemporaryFile() as said:
+        try:
+            status = subprocess.run(
+                [sys.executable, "-P", str(script), str(path.absolute())],
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=subprocess.DEVNULL,  # there a panic would tell of itself
+                env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},
+                timeout=_TRIAL_SECONDS,
+                check=False,
+            ).returncode
+        except subprocess.TimeoutExpired:
+            raise ValueError(f"it did not tokenize a few words in {_TRIAL_SECONDS} s") from None
+        said.seek(0)
+        answer = said.read(1 << 12).decode(errors="replace").strip()
+    if status == 0:
+        _TRIED.add(digest)
+    elif status > 0 and answer:
+        raise ValueError(answer)
+    else:
+        raise ValueError("tokenizers breaks down over it, or wants more memory than it may have")
+
+
+MOST_TOKENIZER_BYTES = 256 << 20
+"""Several times the largest ``tokenizer.json`` in use."""
+_TRIAL_SECONDS = 120
+_TRIED: set[str] = set()

@@ -12,11 +12,13 @@
         ├── TokenizationError   the word cache and `tokenizers` disagree
         └── MissingDependencyError  a package or library that this path needs is not installed
 
-The message of an error is one line: what is wrong, where, and what to do about it.
+The message of an error is one line: what is wrong, where, and what to do about it. What it quotes
+may come from anywhere, so that :func:`tidy` goes over every message.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -25,11 +27,44 @@ EXIT_USAGE = 2
 EXIT_BAD_ROWS = 3
 EXIT_ENVIRONMENT = 4
 
+LONGEST = 4000  # characters of a message
+# Control characters, line separators, and what turns the direction of a terminal's text.
+_UNSHOWN = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069]")
+_MASK = "***"
+_SECRETS = (
+    (re.compile(r"://[^\s/@]+@"), f"://{_MASK}@"),
+    (re.compile(r"\bhf_[A-Za-z0-9]{16,}"), _MASK),
+    (
+        re.compile(r"(?i)([?&](?:[a-z0-9_.-]*(?:key|token|secret|password|signature))=)[^&\s'\"]+"),
+        rf"\1{_MASK}",
+    ),
+    (re.compile(r"(?i)(\bbearer )[a-z0-9._~+/=-]{8,}"), rf"\1{_MASK}"),
+)
+
+
+def tidy(message: str) -> str:
+    """Returns a message as one line, without secrets and of at most :data:`LONGEST` characters.
+
+    Control characters are shown as Python escapes them. Masked are the user's part and the keys
+    of a URI, bearer tokens, and tokens of the Hugging Face hub: whoever quotes such leaves them
+    out first; this is the net below.
+    """
+    for pattern, instead in _SECRETS:
+        message = pattern.sub(instead, message)
+    message = _UNSHOWN.sub(lambda found: repr(found[0])[1:-1], message)
+    if len(message) > LONGEST:
+        half = LONGEST // 2 - 1
+        message = f"{message[:half]}…{message[-half:]}"
+    return message
+
 
 class HeadraceError(Exception):
     """The root of the tree; ``exit_code`` is what the command line returns."""
 
     exit_code: ClassVar[int] = EXIT_INTERNAL
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(tidy(message))
 
 
 class UsageError(HeadraceError):

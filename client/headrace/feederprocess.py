@@ -117,6 +117,7 @@ class _Process:
             prompt=setup.prompt,
             expected_hash=server.contract.tokenizer_hash,
             word_cache=config.word_cache,
+            tried=True,  # by the process that starts this one
         )
         self._transport, why = server.open_transport(
             config.transport, slots=setup.slots, tidy=False

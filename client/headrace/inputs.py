@@ -20,8 +20,14 @@ import pyarrow.fs as pafs
 
 from headrace.config import Format, FormatChoice
 from headrace.decompress import ENDINGS, Stored, compression, decompress, one_line
-from headrace.errors import DamagedInputError, InputError, MachineError, UsageError
-from headrace.paths import Found, expand
+from headrace.errors import (
+    DamagedInputError,
+    HeadraceError,
+    InputError,
+    MachineError,
+    UsageError,
+)
+from headrace.paths import Found, expand, shown, without_secrets
 
 BOM = b"\xef\xbb\xbf"
 _FORMATS: dict[str, Format] = {
@@ -167,21 +173,30 @@ def total_bytes(inputs: Sequence[Input]) -> int | None:
 
 
 @contextmanager
-def _explained(name: str) -> Iterator[None]:
+def _explained(given: str) -> Iterator[None]:
+    """Turns what opening and listing raise into errors that name ``given``, without its secrets."""
+    name = shown(given)
+    explained: HeadraceError
+    cause: Exception
     try:
         yield
     except FileNotFoundError as error:
-        raise UsageError(f"{name}: no such file or folder; check the path") from error
+        explained, cause = UsageError(f"{name}: no such file or folder; check the path"), error
     except PermissionError as error:
-        raise MachineError(f"{name}: permission denied; make it readable") from error
+        explained, cause = MachineError(f"{name}: permission denied; make it readable"), error
     except UnicodeError as error:
-        raise UsageError(
-            f"{name!r}: a file name there is not UTF-8, so Arrow cannot list it; rename the file"
-        ) from error
+        reason = "a file name there is not UTF-8, so Arrow cannot list it; rename the file"
+        explained, cause = UsageError(f"{name!r}: {reason}"), error
     except (pa.ArrowInvalid, NotImplementedError) as error:
-        raise UsageError(f"{name}: cannot be opened: {one_line(error)}") from error
+        reason = without_secrets(one_line(error), given)
+        explained, cause = UsageError(f"{name}: cannot be opened: {reason}"), error
     except OSError as error:
-        raise MachineError(f"{name}: cannot be read: {one_line(error)}") from error
+        reason = without_secrets(one_line(error), given)
+        explained, cause = MachineError(f"{name}: cannot be read: {reason}"), error
+    else:
+        return
+    # What Arrow says may quote the URI: where that has secrets, a traceback must not show it.
+    raise explained from (cause if name == given else None)
 
 
 def _check(file: Found, choice: FormatChoice) -> Input:

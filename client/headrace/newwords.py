@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 
 from headrace.idlists import IdLists
 from headrace.separable import Recipe
+from headrace.tokenizerfile import tokenizer_errors
 from headrace.wordpiece import WordPiece
 from headrace.wordtable import UNFIT, WordTable, raw_bytes
 
@@ -119,7 +120,8 @@ class NewWords:
 
     def _holds_normalized(self, word: str) -> bool:
         if self._tokenizer.normalizer is not None:
-            word = self._tokenizer.normalizer.normalize_str(word)
+            with tokenizer_errors("a word"):
+                word = self._tokenizer.normalizer.normalize_str(word)
         return any(literal in word for literal in self._recipe.normalized_literals)
 
     def _by_parts(self, words: pa.BinaryArray) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
@@ -144,10 +146,12 @@ class NewWords:
             return self._pieces.tokenize(*raw_bytes(parts))
         # "Ġ" stands for the space in a byte-level vocabulary; other printable ASCII is itself.
         texts = (part.decode("ascii").replace(" ", "Ġ") for part in parts.to_pylist())
-        return _joined([[token.id for token in self._model.tokenize(text)] for text in texts])
+        with tokenizer_errors("a word"):
+            return _joined([[token.id for token in self._model.tokenize(text)] for text in texts])
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        with tokenizer_errors("a word"):
+            encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
 

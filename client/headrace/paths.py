@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, unquote_plus
 
 import pyarrow.fs as pafs
 
 from headrace.errors import UsageError
 
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_HARMLESS = {"region", "scheme", "anonymous", "allow_bucket_creation", "allow_bucket_deletion"}
 _MAGIC = re.compile(r"[*?\[]")
 
 
@@ -23,7 +25,7 @@ class Found:
     """One file that was found.
 
     Attributes:
-        name: the file as shown to the user.
+        name: the file as shown to the user: see :func:`shown`.
         filesystem: the ``pyarrow.fs.FileSystem``.
         info: its ``pyarrow.fs.FileInfo`` there.
         in_folder: whether it is there for lying in a folder that was named.
@@ -33,6 +35,49 @@ class Found:
     filesystem: Any
     info: Any
     in_folder: bool
+
+
+def shown(given: str) -> str:
+    """Returns a path or URI as it may be shown and stored: a URI without user, keys and options."""
+    if not (scheme := _URI.match(given)):
+        return given
+    rest = given[scheme.end() :]
+    return scheme[0] + rest[len(_user(rest)) :].partition("?")[0]
+
+
+def without_secrets(text: str, given: str) -> str:
+    """Returns ``text``, which may quote the URI ``given``, without its user, keys and options."""
+    if not (scheme := _URI.match(given)):
+        return text
+    rest = given[scheme.end() :]
+    user = _user(rest)
+    key = user[:-1]
+    options = rest[len(user) :].partition("?")[2]
+    pairs = [pair.partition("=") for pair in options.split("&")]
+    secrets = [key, *key.split(":", 1), options]
+    secrets += [value for name, _, value in pairs if name.lower() not in _HARMLESS]
+    secrets += [unquote(one) for one in secrets] + [unquote_plus(one) for one in secrets]
+    text = text.replace(given, shown(given))
+    for secret in sorted(set(secrets), key=len, reverse=True):
+        # Of a few characters it is no secret, and would be met in other words.
+        if len(secret) > 3:
+            text = text.replace(secret, "***")
+    return text
+
+
+def _user(rest: str) -> str:
+    """Returns what stands before the host in a URI without its scheme: ``USER:KEY@``, or nothing.
+
+    Where a key's slashes should have been escaped and were not, it goes to the last ``@``.
+    """
+    host = rest.partition("/")[0]
+    if "@" in host:
+        return host[: host.rindex("@") + 1]
+    before = rest.partition("?")[0]
+    _, colon, port = host.partition("?")[0].partition(":")
+    if colon and not port.isdecimal() and "@" in before:
+        return before[: before.rindex("@") + 1]
+    return ""
 
 
 def expand(given: str) -> Iterator[Found]:
@@ -61,17 +106,17 @@ def expand(given: str) -> Iterator[Found]:
     if info.type == pafs.FileType.Directory:
         found = list(_walk(filesystem, path.rstrip("/") or "/", ()))
         if not found:
-            raise UsageError(f"{given}: the folder holds no file to read; check the path")
+            raise UsageError(f"{shown(given)}: the folder holds no file to read; check the path")
     elif info.type != pafs.FileType.NotFound:
         found = [info]
     elif wild:
         found = list({match.path: match for match in _glob(filesystem, path)}.values())
         if not found:
-            raise UsageError(f"{given}: no file matches; check the pattern")
+            raise UsageError(f"{shown(given)}: no file matches; check the pattern")
     else:
-        raise FileNotFoundError(given)
+        raise FileNotFoundError(shown(given))
     for file in sorted(found, key=lambda info: str(info.path)):
-        name = root.rstrip("/") + file.path[len(inside) :] if root else file.path
+        name = shown(root).rstrip("/") + file.path[len(inside) :] if root else file.path
         yield Found(name, filesystem, file, info.type == pafs.FileType.Directory)
 
 

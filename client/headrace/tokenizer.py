@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from headrace import keptwords
 from headrace.awkward import awkward_texts
@@ -17,6 +16,7 @@ from headrace.contract import file_hash
 from headrace.errors import MachineError, TokenizationError, UsageError
 from headrace.newwords import NewWords
 from headrace.separable import NotSeparableError, Recipe, read_recipe
+from headrace.tokenizerfile import read_tokenizer, tokenizer_errors
 from headrace.tokens import Tokens, WordCounts, differing_rows
 from headrace.wordcache import WordCache
 
@@ -41,6 +41,7 @@ class TextTokenizer:
         word_cache: ``keep`` begins with the words kept from earlier runs, ``run`` with none,
             ``off`` leaves all to ``tokenizers``.
         check_every: rows in which one is checked.
+        tried: whether another process has tried the file already.
 
     Attributes:
         hash: SHA-256 (hex) of the file.
@@ -52,6 +53,7 @@ class TextTokenizer:
     Raises:
         UsageError: the file is not the model's tokenizer, or ``max_length`` leaves no room.
         MachineError: the file cannot be read.
+        TokenizationError: `tokenizers` fails on a text that the cache is compared on.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class TextTokenizer:
         expected_hash: str | None = None,
         word_cache: WordCacheChoice = "run",
         check_every: int = 1024,
+        tried: bool = False,
     ) -> None:
         try:
             self.hash = file_hash(path)
@@ -77,10 +80,7 @@ class TextTokenizer:
                 f"{self.hash[:12]}…, the model's is {expected_hash[:12]}…); pass the right "
                 f"tokenizer.json with --tokenizer"
             )
-        try:
-            self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # `tokenizers` raises bare Exception
-            raise UsageError(f"{path} is not a readable tokenizer.json ({error})") from error
+        self._tokenizer = read_tokenizer(path, tried=tried)
         special = self._tokenizer.num_special_tokens_to_add(is_pair=False)
         if max_length <= special:
             raise UsageError(
@@ -105,7 +105,8 @@ class TextTokenizer:
         """Tokenizes ``texts``, a column of rows without nulls.
 
         Raises:
-            TokenizationError: the cache gives other ids than ``tokenizers`` for a row.
+            TokenizationError: the cache gives other ids than ``tokenizers`` for a row, or
+            ``tokenizers`` fails on one.
         """
         if self._cache is None:
             self.counts.plain_rows += len(texts)
@@ -128,12 +129,13 @@ class TextTokenizer:
 
     def _begin(self, word_cache: WordCacheChoice) -> None:
         """Sets up the cache, if it can be exact and is so for a list of awkward texts."""
-        try:
-            recipe = read_recipe(self._tokenizer)
-        except NotSeparableError as error:
-            self.cache_note = f"off: {error}"
-            return
-        new_words = NewWords(self._tokenizer, recipe)
+        with tokenizer_errors("its added tokens"):
+            try:
+                recipe = read_recipe(self._tokenizer)
+            except NotSeparableError as error:
+                self.cache_note = f"off: {error}"
+                return
+            new_words = NewWords(self._tokenizer, recipe)
         texts = pa.array(awkward_texts(recipe), pa.string())
         trial = self._cache_of(new_words, recipe, WordCounts())
         differ = differing_rows(trial.encode(texts), self._by_tokenizers(texts))
@@ -195,7 +197,9 @@ class TextTokenizer:
                 rows = texts.slice(start, _ROWS_AT_ONCE).to_pylist()
                 if self._prompt:
                     rows = [self._prompt + text for text in rows]
-                for row, encoding in enumerate(self._tokenizer.encode_batch_fast(rows), start):
+                with tokenizer_errors():
+                    encodings = self._tokenizer.encode_batch_fast(rows)
+                for row, encoding in enumerate(encodings, start):
                     ids.append(np.array(encoding.ids, np.int32))
                     lengths[row + 1] = len(ids[-1])
                     truncated[row] = bool(encoding.overflowing)

@@ -9,9 +9,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
-from headrace.contract import Bucket, Contract, entry_name, file_hash, model_slug
+from headrace.contract import (
+    MOST_ROWS,
+    MOST_TOKENS,
+    Bucket,
+    Contract,
+    entry_name,
+    file_hash,
+    is_name,
+)
 from headrace.errors import MachineError, UsageError
 from headrace_launcher import repository as repo
 from headrace_launcher.encoder import GRAPH_VERSION, build_graph, write_graph
@@ -20,10 +26,9 @@ from headrace_launcher.engines.target import PLANS, Target, choose
 from headrace_launcher.models import Model, find_model
 from headrace_launcher.place import Place
 from headrace_launcher.repository import Host
-from headrace_launcher.tokenizer import check_tokenizer
+from headrace_launcher.tokenizer import check_tokenizer, load_tokenizer
 from headrace_launcher.triton import has_backend
 
-_MOST_ROWS, _MOST_TOKENS = 1 << 16, 1 << 22  # of a batch: a slot has memory for them
 _LONGEST_NAME = 100
 LEAST_IN_FLIGHT = 4  # on a CPU
 BUCKET_LENGTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048, 4096, 8192)
@@ -46,9 +51,9 @@ class Batching:
 
     def __post_init__(self) -> None:
         for option, value, most in (
-            ("--buckets", min(self.buckets, default=None), _MOST_TOKENS),
-            ("--max-batch", self.max_batch, _MOST_ROWS),
-            ("--token-budget", self.token_budget, _MOST_TOKENS),
+            ("--buckets", min(self.buckets, default=None), MOST_TOKENS),
+            ("--max-batch", self.max_batch, MOST_ROWS),
+            ("--token-budget", self.token_budget, MOST_TOKENS),
         ):
             if value is not None and not 1 <= value <= most:
                 raise UsageError(f"{option} must be from 1 to {most}, not {value}")
@@ -115,9 +120,9 @@ def build(
         MachineError: the repository cannot be written, a GPU or a library is missing, or TensorRT
             cannot build the plan.
     """
-    if name is not None and (model_slug(name) != name.lower() or len(name) > _LONGEST_NAME):
+    if name is not None and (not is_name(name) or len(name) > _LONGEST_NAME):
         raise UsageError(
-            f"--name {name!r}: a model's name has letters, digits, '.', '_' and '-' only, "
+            f"--name {name[:200]!r}: a model's name has letters, digits, '.', '_' and '-' only, "
             f"begins and ends with a letter, a digit or '_', and is at most {_LONGEST_NAME} long"
         )
     found = find_model(model, revision=revision)
@@ -186,7 +191,11 @@ def build(
                 )
                 _write_engine(found, contract, version, builder.convert)
             elif contract.engine == "openvino":
-                convert = partial(openvino.convert, dimension=contract.dimension)
+                convert = partial(
+                    openvino.convert,
+                    dimension=contract.dimension,
+                    foreign=not found.from_safetensors,
+                )
                 _write_engine(found, contract, version, convert)
 
         repo.publish(
@@ -216,7 +225,7 @@ def _contract(
             f"{model.max_positions} tokens"
         )
     if batching.buckets:
-        tokenizer = Tokenizer.from_file(str(model.tokenizer))
+        tokenizer = load_tokenizer(model.tokenizer)
         special = tokenizer.num_special_tokens_to_add(is_pair=False)
         if lengths[-1] <= special:
             raise UsageError(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from headrace.contract import file_hash
 from headrace.errors import MissingDependencyError, UsageError
-from headrace_launcher.modules import read_object
+from headrace_launcher.modelfiles import read_object
 
 # The families whose graph is written from safetensors; for these no ONNX file is downloaded.
 SAFETENSORS_FAMILIES = frozenset({"bert", "distilbert", "roberta", "xlm-roberta", "camembert"})
@@ -75,15 +76,25 @@ def locate(model: str, *, revision: str | None) -> Located:
     """
     if not model.strip():
         raise UsageError("no model named; give a folder, a Hugging Face id or a package")
-    folder = Path(model).expanduser()
-    if folder.is_dir():
+    try:
+        folder = Path(model).expanduser()
+        os.fsencode(model)
+        is_folder, is_file = folder.is_dir(), folder.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # ~nobody's home, or a part too long
+        raise UsageError(
+            f"--model {model[:100]!r}: no path and no model can be called so ({error}); give a "
+            "folder, a Hugging Face id or a package"
+        ) from error
+    if "\0" in model:
+        raise UsageError(f"--model {model[:100]!r} holds a NUL character; give its plain name")
+    if is_folder:
         if revision is not None:
             raise UsageError(
                 f"--revision {revision} does not apply to the folder {model}; leave it out"
             )
         name = folder.resolve().name if folder.name in ("", "..") else model
         return Located(model_id=name, revision="", folder=folder)
-    if folder.is_file():
+    if is_file:
         raise UsageError(f"{model} is a file; name the folder with config.json that it lies in")
     carried = CARRIED.get(model)
     if carried is not None and revision is None and (found := _carried_folder(carried)):

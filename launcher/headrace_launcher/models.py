@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from headrace.contract import TOKENIZER_FILE
+from headrace.contract import MOST_NUMBERS, TOKENIZER_FILE
 from headrace.errors import UsageError
 from headrace_launcher.locate import SAFETENSORS_FAMILIES, Located, locate
-from headrace_launcher.modules import Dense, inside, read_chain, read_object
+from headrace_launcher.modelfiles import as_object, inside, is_count, read_object, read_tokenizer
+from headrace_launcher.modules import Dense, read_chain
 from headrace_launcher.onnxfile import external_files
 
 __all__ = ["SAFETENSORS_FAMILIES", "Dense", "Model", "find_model"]
@@ -75,16 +76,22 @@ class Model:
         """Length of a vector.
 
         Raises:
-            UsageError: ``config.json`` does not say how wide the encoder is.
+            UsageError: ``config.json`` does not say how wide the encoder is, or nonsense.
         """
         if self.dense:
             return self.dense[-1].out_features
+        file = self.folder / "config.json"
         for name in ("hidden_size", "dim", "d_model", "n_embd"):
-            if isinstance(width := self.config.get(name), int):
+            if (width := self.config.get(name)) is None:
+                continue
+            if is_count(width, most=MOST_NUMBERS):
                 return width
+            raise UsageError(
+                f"{file}: {name} is {str(width)[:100]!r}; it must be a number from 1 to "
+                f"{MOST_NUMBERS}: download or export the model again"
+            )
         raise UsageError(
-            f"{self.folder / 'config.json'} has no hidden_size, so the length of its vectors is "
-            f"not known; add it"
+            f"{file} has no hidden_size, so the length of its vectors is not known; add it"
         )
 
     @property
@@ -96,7 +103,7 @@ class Model:
     def from_safetensors(self) -> bool:
         """Whether the graph is written from the safetensors files, else the ONNX file is taken."""
         # A model with code of its own may compute anything, whatever it calls its type.
-        own_code = "AutoModel" in (self.config.get("auto_map") or {})
+        own_code = "AutoModel" in as_object(self.config.get("auto_map"))
         return bool(self.weights) and self.family in SAFETENSORS_FAMILIES and not own_code
 
     def weights_hash(self) -> str:
@@ -155,8 +162,10 @@ def find_model(model: str, *, revision: str | None = None) -> Model:
     pad_id = _pad_id(config, tokenizer)
     max_length, max_positions = _lengths(folder, config, settings, pad_id)
     prompts, default_prompt = _prompts(located.folder)
+    # A folder's name may hold bytes that are no text; what stands in a config must be.
+    model_id = located.model_id.encode(errors="backslashreplace").decode()
     return Model(
-        model_id=located.model_id,
+        model_id=model_id,
         revision=located.revision,
         folder=folder,
         config=config,
@@ -190,8 +199,10 @@ def _weight_files(located: Located, folder: Path) -> tuple[tuple[Path, ...], Pat
             inside(folder, name, named_in=index) for name in sorted(set(map(str, shards.values())))
         )
         if missing := [file.name for file in files if not file.is_file()]:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise UsageError(
-                f"{folder} lacks {', '.join(missing)}, which {index.name} names; download it again"
+                f"{folder} lacks {', '.join(missing[:3])}{more}, which {index.name} names; "
+                "download it again"
             )
         return files, onnx
     if onnx is None:
@@ -232,8 +243,9 @@ def _check_lowercasing(settings: Mapping[str, Any], tokenizer: Path) -> None:
     """
     if not settings.get("do_lower_case"):
         return
-    normalizer = read_object(tokenizer).get("normalizer") or {}
-    steps = [normalizer, *(normalizer.get("normalizers") or [])]
+    normalizer = as_object(read_tokenizer(tokenizer).get("normalizer"))
+    parts = normalizer.get("normalizers")
+    steps = [normalizer, *map(as_object, parts if isinstance(parts, list) else ())]
     if not any(step.get("type") == "Lowercase" or step.get("lowercase") for step in steps):
         raise UsageError(
             f"{tokenizer.parent}: do_lower_case is true, but tokenizer.json does not lowercase; "
@@ -245,10 +257,15 @@ def _pad_id(config: Mapping[str, Any], tokenizer: Path) -> int:
     for value in (
         config.get("pad_token_id"),
         1 if config["model_type"] in OFFSET_FAMILIES else None,  # the default of their classes
-        (read_object(tokenizer).get("padding") or {}).get("pad_id"),
+        as_object(read_tokenizer(tokenizer).get("padding")).get("pad_id"),
     ):
-        if isinstance(value, int) and value >= 0:
+        if is_count(value, least=0):
             return value
+        if isinstance(value, int | float) and value > 0:
+            raise UsageError(
+                f"{tokenizer.parent}: rows would be padded with the token {str(value)[:100]}, "
+                "which is none; correct pad_token_id in config.json or padding in tokenizer.json"
+            )
     return 0
 
 
@@ -257,16 +274,24 @@ def _lengths(
 ) -> tuple[int, int]:
     """Returns the default and the largest length of a row, in tokens."""
     positions = config.get("max_position_embeddings")
-    if isinstance(positions, int) and positions > 0:
+    limit = UNLIMITED
+    if positions is not None:
         offset = pad_id + 1 if config["model_type"] in OFFSET_FAMILIES else 0
-        limit = positions - offset
-    else:
-        limit = UNLIMITED
+        # Some configurations have -1 or 0 where there is no limit.
+        if is_count(positions, least=offset + 1):
+            limit = positions - offset
+        elif not is_count(positions, least=-1, most=0):
+            raise UsageError(
+                f"{folder / 'config.json'}: max_position_embeddings is {str(positions)[:100]!r}, "
+                "which leaves no room for a row; download or export the model again"
+            )
     wanted = settings.get("max_seq_length")
     if wanted is None:
         wanted = read_object(folder / "tokenizer_config.json").get("model_max_length", UNLIMITED)
-    if not isinstance(wanted, int | float) or wanted < 1:
-        raise UsageError(f"{folder}: the longest row is {wanted!r}; set max_seq_length to a number")
+    if isinstance(wanted, bool) or not isinstance(wanted, int | float) or not wanted >= 1:
+        raise UsageError(
+            f"{folder}: the longest row is {str(wanted)[:100]!r}; set max_seq_length to a number"
+        )
     length = int(min(wanted, limit))
     if length >= UNLIMITED:
         raise UsageError(
@@ -283,6 +308,18 @@ def _prompts(folder: Path) -> tuple[dict[str, str], str | None]:
     default = config.get("default_prompt_name")
     if not isinstance(prompts, dict) or not all(isinstance(p, str) for p in prompts.values()):
         raise UsageError(f"{file}: prompts is not a map of names to texts; correct it")
-    if default is not None and default not in prompts:
-        raise UsageError(f"{file}: default_prompt_name {default!r} is none of its prompts")
+    if not _is_unicode("".join((*prompts, *prompts.values()))):
+        raise UsageError(f"{file}: a prompt holds a lone surrogate, which is no text; correct it")
+    if default is not None and (not isinstance(default, str) or default not in prompts):
+        raise UsageError(
+            f"{file}: default_prompt_name {str(default)[:100]!r} is none of its prompts"
+        )
     return prompts, default
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

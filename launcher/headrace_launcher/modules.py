@@ -8,13 +8,14 @@ What would change a vector and cannot be followed is refused, never skipped.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
+from headrace.contract import MOST_NUMBERS
 from headrace.errors import UsageError
+from headrace_launcher.modelfiles import is_count, read_json, read_object, really_inside
 
 Activation = Literal["identity", "tanh"]
 
@@ -76,53 +77,6 @@ class Chain:
     normalized: bool = False
 
 
-def read_object(file: Path) -> dict[str, Any]:
-    """Returns the JSON object in a file; an empty one where there is no such file.
-
-    Raises:
-        UsageError: the file is not readable, not JSON, or not an object.
-    """
-    content = read_json(file)
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise UsageError(f"{file} holds no JSON object; download or export the model again")
-    return content
-
-
-def read_json(file: Path) -> Any:
-    """Returns what a JSON file holds, None where there is no such file.
-
-    Raises:
-        UsageError: the file is not readable or not JSON.
-    """
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(
-            f"{file} is not readable as JSON ({reason}); download or export the model again"
-        ) from error
-
-
-def inside(folder: Path, relative: str, *, named_in: Path) -> Path:
-    """Returns ``folder / relative``.
-
-    Raises:
-        UsageError: the path would lead out of the folder.
-    """
-    # By its parts, not resolved: a hub's cache is a folder of links to files elsewhere.
-    path = PurePosixPath(relative)
-    if path.is_absolute() or ".." in path.parts or "\\" in relative:
-        raise UsageError(
-            f"{named_in} names {relative!r}, which lies outside of {folder}; "
-            "a model's files must lie in its folder"
-        )
-    return folder / path
-
-
 def read_chain(folder: Path) -> Chain:
     """Reads ``modules.json`` and the modules' own configurations.
 
@@ -141,7 +95,10 @@ def read_chain(folder: Path) -> Chain:
     ):
         raise UsageError(f"{file} is not a list of modules; download or export the model again")
     steps = [
-        (module["type"], inside(folder, str(module.get("path", "")), named_in=file))
+        (
+            module["type"],
+            really_inside(folder, str(module.get("path", "")), model=folder, named_in=file),
+        )
         for module in modules
         if module["type"].rsplit(".", 1)[-1] != "Dropout"  # does nothing at inference
     ]
@@ -210,14 +167,17 @@ def _read_dense(folder: Path) -> Dense:
         raise UsageError(f"{file}: use_residual is not supported; choose another model")
     # Tanh is what sentence-transformers takes where nothing is said.
     activation = config.get("activation_function", "torch.nn.modules.activation.Tanh")
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise UsageError(
             f"{file}: activation_function {activation!r} is not supported, only Identity and Tanh; "
             "choose another model"
         )
     sizes = [config.get(key) for key in ("in_features", "out_features")]
-    if not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise UsageError(f"{file} lacks in_features or out_features; export the model again")
+    if not all(is_count(size, most=MOST_NUMBERS) for size in sizes):
+        raise UsageError(
+            f"{file} lacks in_features or out_features, or one is no number from 1 to "
+            f"{MOST_NUMBERS}; export the model again"
+        )
     dense = Dense(
         folder=folder,
         activation=ACTIVATIONS[activation],
@@ -225,7 +185,7 @@ def _read_dense(folder: Path) -> Dense:
         out_features=int(config["out_features"]),
         bias=bool(config.get("bias", True)),
     )
-    if not dense.weights.is_file():
+    if not dense.weights.is_file():  # a FIFO or a device is none either
         raise UsageError(
             f"{folder} has no model.safetensors (a pytorch_model.bin is not read: it can run "
             "code); load the model with sentence-transformers and save_pretrained it again"

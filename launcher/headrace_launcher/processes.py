@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import struct
 import subprocess
 import time
 from collections.abc import Callable
@@ -25,6 +26,51 @@ def die_with(parent: int) -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the call
         os._exit(1)
+
+
+def become_server(parent: int) -> None:
+    """Prepares a process for a server: :func:`die_with`, then :func:`keep_files_private`."""
+    die_with(parent)
+    keep_files_private()
+
+
+def keep_files_private() -> None:
+    """Has this process, and all that it starts, give new files the mode that the umask leaves.
+
+    Triton's Python backend opens its shared memory with shm_open(3), which heeds the umask, and
+    then sets the mode to 0644 by fchmod(2) (boost/interprocess/shared_memory_object.hpp), so that
+    all users of the machine could read what is embedded. From here on an fchmod that gives others
+    anything succeeds and does nothing (seccomp(2)). Where the kernel does not have that, nothing
+    changes.
+    """
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    _syscall(_SECCOMP, _SET_MODE_FILTER, _SPEC_ALLOW, ctypes.byref(_FILTER))
+
+
+class _Program(ctypes.Structure):
+    """``struct sock_fprog`` of <linux/filter.h>."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("code", ctypes.c_char_p))
+
+
+_PR_SET_NO_NEW_PRIVS = 38  # a filter demands it
+_SECCOMP, _SET_MODE_FILTER, _SPEC_ALLOW = 317, 1, 4  # the last: nothing else gets slower by it
+_syscall = ctypes.CDLL(None).syscall
+# <linux/filter.h>, <linux/seccomp.h>: each a code, where to go if so, where if not, and a number.
+_CODE = b"".join(
+    struct.pack("=HBBI", *step)
+    for step in (
+        (0x20, 0, 0, 4),  # load the architecture
+        (0x15, 0, 5, 0xC000003E),  # x86-64?
+        (0x20, 0, 0, 0),  # load the call's number
+        (0x15, 0, 3, 91),  # fchmod?
+        (0x20, 0, 0, 24),  # load its second argument, the mode
+        (0x45, 0, 1, 0o077),  # anything for others?
+        (0x06, 0, 0, 0x00050000),  # done, without an error
+        (0x06, 0, 0, 0x7FFF0000),  # allow
+    )
+)
+_FILTER = _Program(len(_CODE) // 8, _CODE)
 
 
 def kill_session(process: subprocess.Popen[bytes]) -> None:

@@ -114,6 +114,8 @@ def _damages(folder: Path) -> Iterator[str]:
 
 def _engine_damages(folder: Path, config: pb.ModelConfig) -> Iterator[str]:
     sizes = json.loads(config.parameters[FILES_PARAMETER].string_value or "{}")
+    if not isinstance(sizes, dict):
+        raise ValueError(f"{CONFIG_FILE} lists no files")  # noqa: TRY004 -- as from_json's
     for name, size in sizes.items():
         if (found := (folder / name).stat().st_size) != size:
             yield f"{name} has {found} bytes, not {size}"
@@ -142,7 +144,7 @@ def _read_config(folder: Path) -> pb.ModelConfig | None:
     config = pb.ModelConfig()
     try:
         text_format.Parse((folder / CONFIG_FILE).read_text(), config)
-    except (OSError, ValueError, text_format.ParseError):
+    except (OSError, ValueError, RecursionError, text_format.ParseError):
         return None
     return config
 

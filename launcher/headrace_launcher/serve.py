@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from headrace.contract import Contract
+from headrace.contract import Contract, is_name
 from headrace.errors import MachineError, UsageError
 from headrace_launcher.build import Entry, build
 from headrace_launcher.engines.target import misfit
@@ -41,7 +41,7 @@ def entry_names(
     folders = sorted(repository.iterdir()) if repository.is_dir() else []
     names, left_out = [], []
     for folder in folders:
-        entry = read_entry(folder)
+        entry = read_entry(folder) if is_name(folder.name) else None
         if entry is None:
             continue
         if (why := _fault(folder, entry[0])) is None:
@@ -61,7 +61,7 @@ def entry_names(
 
 
 def _entry_name(model: str, repository: Path, built: Callable[[str], Entry]) -> str:
-    entry = read_entry(repository / model) if "/" not in model else None
+    entry = read_entry(repository / model) if is_name(model) else None
     if entry is None:
         return built(model).contract.name
     why = _fault(repository / model, entry[0])

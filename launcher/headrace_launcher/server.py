@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -25,7 +26,13 @@ from headrace.contract import is_leftover, machine_tag
 from headrace.errors import MachineError, ServerError
 from headrace_launcher.gpus import ORDER, find_gpus
 from headrace_launcher.ports import check_port, free_port, listens
-from headrace_launcher.processes import children_of, die_with, kill_program, kill_session, parent_of
+from headrace_launcher.processes import (
+    become_server,
+    children_of,
+    kill_program,
+    kill_session,
+    parent_of,
+)
 from headrace_launcher.triton import STUB, TritonInstallation
 
 STARTUP_SECONDS = 300.0
@@ -37,6 +44,9 @@ _SHM_PREFIX = "headrace_stub_"
 _SCRATCH_PREFIX = "headrace-server-"
 DRIVER_FOLDER = "driver"  # in the scratch folder
 _LOOPBACK = "127.0.0.1"
+_SECRET = re.compile(
+    r"(TOKEN|SECRET|PASSWORD|CREDENTIALS|API_KEY|ACCESS_KEY(_ID)?)$", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,7 +266,8 @@ class Server:
             cwd=self._scratch,
             # Its own session: a Ctrl-C in the terminal is ours to handle, in our order.
             start_new_session=True,
-            preexec_fn=lambda: die_with(parent),  # noqa: PLW1509 -- takes no lock
+            umask=0o077,  # its shared memory holds texts and vectors
+            preexec_fn=lambda: become_server(parent),  # noqa: PLW1509 -- takes no lock
         )
 
     def _wait_until_ready(self) -> bool:
@@ -372,9 +383,11 @@ def link_driver(folder: Path) -> None:
 def _environment(triton: TritonInstallation, scratch: Path | None) -> dict[str, str]:
     """The server's environment: this interpreter first on PATH, where the stub looks for packages.
 
-    ``VIRTUAL_ENV`` and ``PYTHONHOME`` of the caller's shell would lead the stub elsewhere.
+    ``VIRTUAL_ENV`` and ``PYTHONHOME`` of the caller's shell would lead the stub elsewhere. Tokens
+    and keys of the caller's are not for the server: all that it reads lies in the repository.
     """
-    environment = {k: v for k, v in os.environ.items() if k not in {"PYTHONHOME", "VIRTUAL_ENV"}}
+    unwanted = {"PYTHONHOME", "VIRTUAL_ENV"} | {k for k in os.environ if _SECRET.search(k)}
+    environment = {k: v for k, v in os.environ.items() if k not in unwanted}
     environment |= ORDER  # as the numbers of GPUs in config.pbtxt and in the server's name
     # Triton starts its models through a shell, so the system's folders must be there too.
     environment["PATH"] = os.pathsep.join(

@@ -251,9 +251,15 @@ def _contract(config: Any, server: str) -> Contract:
             f"{PARAMETER!r} parameter); build one with 'headrace build'"
         )
     try:
-        return Contract.from_json(config.parameters[PARAMETER].string_value)
+        contract = Contract.from_json(config.parameters[PARAMETER].string_value)
     except ValueError as error:
         raise ServerError(f"{config.name} on {server}: {error}") from error
+    if contract.name != config.name:
+        raise ServerError(
+            f"{config.name} on {server} says that its name is {contract.name}; build the entry "
+            f"again with 'headrace build'"
+        )
+    return contract
 
 
 def _wait_until_live(client: triton.InferenceServerClient, server: str) -> None:

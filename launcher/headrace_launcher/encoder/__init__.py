@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx
 from onnx import helper
 
+from headrace.errors import UsageError
 from headrace_launcher.encoder.bert import add_encoder
 from headrace_launcher.encoder.graph import IR_VERSION, OPSET, GraphBuilder, inputs, write_graph
 from headrace_launcher.encoder.imported import add_imported, load_encoder, opset
@@ -58,7 +59,7 @@ def build_graph(
         graph = GraphBuilder(opset=opset(frame))
         hidden, width = add_imported(graph, frame, model)
     if precision in HALVES:
-        hidden = halve(graph, hidden, precision)
+        hidden = _halved(graph, hidden, precision, model)
     vectors = add_pooling(graph, hidden, model.pooling)
     for layer in model.dense:
         vectors = add_dense(graph, vectors, layer, width)
@@ -67,3 +68,16 @@ def build_graph(
         graph, vectors, width, truncate_dim=truncate_dim, normalize=normalize, half=half_output
     )
     return graph.finish(frame, inputs(), [output])
+
+
+def _halved(graph: GraphBuilder, hidden: str, precision: str, model: Model) -> str:
+    try:
+        return halve(graph, hidden, precision)
+    except (ValueError, TypeError, LookupError, RuntimeError) as error:
+        if model.from_safetensors:  # then the graph is ours, and so is the fault
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UsageError(
+            f"{model.onnx} cannot be computed in {precision} ({reason}); export the model again, "
+            "or use --precision fp32"
+        ) from error

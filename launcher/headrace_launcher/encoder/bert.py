@@ -20,6 +20,7 @@ from headrace.contract import ATTENTION_MASK, INPUT_IDS
 from headrace.errors import UsageError
 from headrace_launcher.encoder.graph import GraphBuilder
 from headrace_launcher.encoder.weights import Weights
+from headrace_launcher.modelfiles import is_count
 from headrace_launcher.models import Model
 
 # exp() of it is 0 in fp32 for every score that occurs, and it is finite in fp32 and bf16, so that a
@@ -81,6 +82,8 @@ class Shape:
 
     Attributes:
         names: the family's names.
+        vocab_size: number of tokens, or None where nothing is said.
+        positions: rows of the table of positions, or None where nothing is said.
         hidden: width of a token's vector.
         layers: number of layers.
         heads: number of attention heads.
@@ -91,6 +94,8 @@ class Shape:
     """
 
     names: Names
+    vocab_size: int | None
+    positions: int | None
     hidden: int
     layers: int
     heads: int
@@ -116,8 +121,10 @@ class Shape:
         sizes: dict[str, int] = {}
         for key in (names.hidden_size, names.layers, names.heads):
             value = config.get(key)
-            if not isinstance(value, int) or value < 1:
-                raise UsageError(f"config.json: {key!r} must be a positive number, not {value!r}")
+            if not is_count(value):
+                raise UsageError(
+                    f"config.json: {key!r} must be a positive number, not {str(value)[:100]!r}"
+                )
             sizes[key] = value
         hidden, heads = sizes[names.hidden_size], sizes[names.heads]
         if hidden % heads:
@@ -125,22 +132,30 @@ class Shape:
                 f"config.json: {names.hidden_size!r} ({hidden}) is not a multiple of "
                 f"{names.heads!r} ({heads})"
             )
-        positions = config.get("position_embedding_type", "absolute")
-        if positions != "absolute":
+        kind = config.get("position_embedding_type", "absolute")
+        if kind != "absolute":
             raise UsageError(
-                f"config.json: position_embedding_type {positions!r} is not supported, only "
+                f"config.json: position_embedding_type {str(kind)[:100]!r} is not supported, only "
                 "'absolute'; choose a model with absolute positions"
             )
         if config.get("is_decoder"):
             raise UsageError("config.json: is_decoder is true; only encoders are supported")
+        # DistilBERT has no such setting: transformers writes 1e-12 into its code.
+        epsilon = config.get("layer_norm_eps", 1e-12)
+        if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
+            raise UsageError(
+                f"config.json: layer_norm_eps must be between 0 and 1, not {str(epsilon)[:100]!r}"
+            )
+        vocab_size, positions = config.get("vocab_size"), config.get("max_position_embeddings")
         return cls(
             names=names,
             hidden=hidden,
             layers=sizes[names.layers],
             heads=heads,
-            # DistilBERT has no such setting: transformers writes 1e-12 into its code.
-            epsilon=float(config.get("layer_norm_eps", 1e-12)),
-            activation=str(config.get(names.activation, "gelu")),
+            positions=positions if isinstance(positions, int) else None,
+            vocab_size=vocab_size if isinstance(vocab_size, int) else None,
+            epsilon=float(epsilon),
+            activation=str(config.get(names.activation, "gelu"))[:100],
             pad_offset=pad_id if family not in ("bert", "distilbert") else None,
             token_types=family != "distilbert",
         )
@@ -183,13 +198,16 @@ def add_encoder(graph: GraphBuilder, model: Model) -> tuple[str, int]:
 
 def _embeddings(graph: GraphBuilder, weights: Weights, shape: Shape) -> str:
     """Adds word + token type 0 + position, normalised: [batch, sequence, hidden]."""
-    words = weights.get("embeddings.word_embeddings.weight", (None, shape.hidden))
+    # Ids below vocab_size are let through to the engine, so that the table must have them all.
+    words = weights.get("embeddings.word_embeddings.weight", (shape.vocab_size, shape.hidden))
     if shape.token_types:
         # Every token's type is 0 here; transformers adds the types before the positions, so that
         # adding them beforehand rounds the same way.
         types = weights.get("embeddings.token_type_embeddings.weight", (None, shape.hidden))
+        if not len(types):
+            raise UsageError("the model's table of token types is empty; export the model again")
         words = words + types[0]
-    table = weights.get("embeddings.position_embeddings.weight", (None, shape.hidden))
+    table = weights.get("embeddings.position_embeddings.weight", (shape.positions, shape.hidden))
     positions = graph.constant(table, output="embeddings/positions")
     table_of_words = graph.constant(words, output="embeddings/words")
     x = graph.add("Gather", table_of_words, INPUT_IDS, axis=0)

@@ -6,9 +6,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
-from headrace.contract import ATTENTION_MASK, INPUT_IDS
+from headrace.contract import ATTENTION_MASK, INPUT_IDS, MOST_NUMBERS
 from headrace.errors import UsageError
 from headrace_launcher.encoder.graph import GraphBuilder
+from headrace_launcher.modelfiles import is_count
 from headrace_launcher.models import OFFSET_FAMILIES, Model
 from headrace_launcher.onnxfile import load_onnx
 
@@ -50,7 +51,7 @@ def add_imported(graph: GraphBuilder, encoder: onnx.ModelProto, model: Model) ->
     width = tensor.shape.dim[2].dim_value if len(tensor.shape.dim) == 3 else 0
     # Exporters often leave the width open; then config.json knows it.
     width = width or next((model.config[key] for key in WIDTHS if key in model.config), 0)
-    if not isinstance(width, int) or width < 1:
+    if not is_count(width, most=MOST_NUMBERS):
         raise UsageError(
             f"neither {model.onnx} nor config.json says how wide the hidden state is; "
             "add hidden_size to config.json"
@@ -80,7 +81,12 @@ def load_encoder(model: Model) -> onnx.ModelProto:
             f"{model.onnx} is of opset {opset(proto)}, at least {LEAST_OPSET} is needed; "
             "export the model again"
         )
-    return compose.add_prefix(proto, PREFIX)
+    try:
+        return compose.add_prefix(proto, PREFIX)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UsageError(
+            f"{model.onnx} is malformed ({type(error).__name__}); export the model again"
+        ) from error
 
 
 def opset(proto: onnx.ModelProto) -> int:

@@ -74,8 +74,8 @@ class Weights:
                 "model_type: export the model again with save_pretrained"
             )
         raise UsageError(
-            f"several encoders ({', '.join(sorted(found))}) in {self._where}; save the one that "
-            "is wanted on its own with save_pretrained"
+            f"several encoders ({', '.join(sorted(found)[:5])}) in {self._where}; save the one "
+            "that is wanted on its own with save_pretrained"
         )
 
     def get(self, name: str, shape: tuple[int | None, ...]) -> Array:
@@ -128,9 +128,11 @@ class Weights:
 def _open(file: Path) -> Any:
     try:
         return safe_open(file, framework="np")
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, OverflowError, MemoryError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UsageError(
-            f"{file} is not a readable safetensors file; download or export the model again"
+            f"{file} is not a readable safetensors file ({reason}); download or export the model "
+            "again"
         ) from error
 
 
