@@ -63,9 +63,10 @@ class Ours:
     def revive(self, lost: ServerLostError) -> Connection:
         """See :meth:`headrace.recovery.Lifeline.revive`."""
         del lost
-        self.connection.close()
+        before = self.connection
         self._server.restart()
         self.connection = self._connect()
+        before.close()
         return self.connection
 
     def _connect(self) -> Connection:
@@ -102,7 +103,6 @@ class Elsewhere:
     def revive(self, lost: ServerLostError) -> Connection:
         """See :meth:`headrace.recovery.Lifeline.revive`."""
         before = self.connection
-        before.close()
         deadline = time.monotonic() + self._seconds
         while True:
             try:
@@ -126,4 +126,5 @@ class Elsewhere:
                 f"{before.contract.name}; its vectors would not go with those that are there"
             )
         self.connection = now
+        before.close()
         return now

@@ -26,6 +26,7 @@ import numpy as np
 from headrace import keptwords
 from headrace.ahead import Ahead
 from headrace.blocks import Block, name_rows
+from headrace.budget import Budget, feeders_within
 from headrace.config import EmbedConfig
 from headrace.contract import Contract
 from headrace.errors import DamagedInputError, MachineError, ServerLostError, UsageError
@@ -103,6 +104,7 @@ def run(
     identity = job_of(
         config, contract, inputs, prompt=prompt, max_length=max_length, block_rows=rows
     )
+    feeders, memory_bytes = _within_limit(config, connection, inputs, rows)
     line = ProgressLine(total_bytes(inputs), quiet=config.quiet)
     output = Output.open(config, contract, identity, inputs)
     if output.done:
@@ -112,7 +114,6 @@ def run(
     reading = Reading(config, inputs, rows, counters, done=output.done, stop=stop)
     recovery = Recovery(connection, lifeline, line.notice)
     job = _Job(config, connection, tokenizer, prompt, max_length, counters, recovery, stop)
-    feeders = choose_feeders(config, contract, inputs)
     way: _Inline | _Pooled | _Nothing = _Nothing()
     try:
         sweep()  # the shared memory of runs that were killed, also where nothing is left to do
@@ -153,6 +154,7 @@ def run(
         stage_seconds=dict(counters.seconds),
         stage_cpu_seconds=dict(counters.cpu_seconds),
         cpu_seconds=cpu_seconds,
+        memory_bytes=memory_bytes,
         feeders=feeders,
         feeder_deaths=way.feeder_deaths,
         server_losses=recovery.losses,
@@ -233,6 +235,17 @@ def choose_feeders(config: EmbedConfig, contract: Contract, inputs: list[Input])
     if contract.engine == "openvino" or (size is not None and size < SMALL_BYTES):
         return 0
     return max(1, min(FEEDERS_AUTO_MAX, len(os.sched_getaffinity(0))))
+
+
+def _within_limit(
+    config: EmbedConfig, connection: Connection, inputs: list[Input], rows: int
+) -> tuple[int, int]:
+    """Returns how many feeders a run has, and the memory that its processes may take."""
+    budget = Budget.of(config, connection.contract, rows, connection.slots)
+    wanted = choose_feeders(config, connection.contract, inputs)
+    asked = config.feeders != "auto"
+    feeders = feeders_within(budget, wanted, config.memory_limit, asked=asked)
+    return feeders, budget.total(feeders)
 
 
 def check_settings(config: EmbedConfig, contract: Contract) -> None:

@@ -32,6 +32,8 @@ class Report:
         stage_cpu_seconds: what each stage's own thread computed meanwhile.
         cpu_seconds: processor time of all processes of the client during ``seconds``, threads of
             libraries included; the server's is not.
+        memory_bytes: most memory that the client's processes may take together, by calculation; see
+            :mod:`headrace.budget`.
         feeders: processes that tokenized and fed the server; 0 is this one.
         feeder_deaths: feeder processes that died and whose blocks others did.
         server_losses: how often the server was lost and got back.
@@ -71,6 +73,7 @@ class Report:
     stage_seconds: dict[str, float]
     stage_cpu_seconds: dict[str, float]
     cpu_seconds: float
+    memory_bytes: int
     feeders: int
     feeder_deaths: int
     server_losses: int
@@ -131,7 +134,8 @@ class Report:
             f"  feeders {self.feeders}"
             + (f" ({self.feeder_deaths} died and were replaced)" if self.feeder_deaths else "")
             + (f" · server lost {self.server_losses} times" if self.server_losses else "")
-            + f" · processor time {self.cpu_seconds:.2f}s",
+            + f" · processor time {self.cpu_seconds:.2f}s · memory at most "
+            f"{self.memory_bytes / 2**30:.1f} GiB",
             f"  model {self.model_id} · {self.precision} · {self.engine}",
             f"  transport {self.transport} ({self.transport_reason}) · server {self.server}",
         ]

@@ -73,6 +73,7 @@ class Runner:
                 return fake, "a test"
 
             return SimpleNamespace(
+                slots=3,
                 contract=self.contract,
                 server=f"fake:{number + 1}",
                 open_transport=open_transport,

@@ -48,7 +48,10 @@ def run(make_contract, tokenizer_path, tmp_path):
         )
         fake = transport or FakeTransport(contract)
         connection = SimpleNamespace(
-            contract=contract, server="fake:1", open_transport=lambda choice: (fake, "a test")
+            slots=3,
+            contract=contract,
+            server="fake:1",
+            open_transport=lambda choice: (fake, "a test"),
         )
         config = EmbedConfig(
             inputs=tuple(str(each) for each in inputs),

@@ -340,13 +340,13 @@ def test_a_server_elsewhere_that_dies_is_waited_for(
 
     embed(corpus, "want.npy", feeders=0, block_rows=7)
     triton, port = find_triton(), free_port("127.0.0.1")
-    others = []
+    over = threading.Event()
 
     def fail(server):
         os.kill(server.pid, signal.SIGKILL)
         if back:
-            others.append(Server(triton, repository, [NULL], grpc_port=port))
-            others[-1].start()
+            with Server(triton, repository, [NULL], grpc_port=port):
+                over.wait()  # a server ends with the thread that has started it
 
     with (
         Slow(corpus, tmp_path / "pipe", 5.0) as pipe,
@@ -365,9 +365,8 @@ def test_a_server_elsewhere_that_dies_is_waited_for(
                 with pytest.raises(ServerError, match="has not come back within 2 s"):
                     headrace.embed(pipe, tmp_path / "out.npy", **settings)
         finally:
+            over.set()
             timer.join()
-            for other in others:
-                other.stop()
     assert not living_feeders()
     assert (tmp_path / "out.npy.partial").exists() != back
     if back:

@@ -7,6 +7,7 @@ everything inside messages.
 
 from headrace.transport.base import Slot, Transport
 from headrace.transport.connect import Connection, connect
+from headrace.transport.memory import slot_bytes
 from headrace.transport.system import leftovers, sweep
 
-__all__ = ["Connection", "Slot", "Transport", "connect", "leftovers", "sweep"]
+__all__ = ["Connection", "Slot", "Transport", "connect", "leftovers", "slot_bytes", "sweep"]

@@ -12,7 +12,7 @@ import numpy as np
 import tritonclient.grpc as triton
 from numpy.typing import NDArray
 
-from headrace.contract import is_leftover, machine_tag
+from headrace.contract import Contract, is_leftover, machine_tag
 from headrace.transport.base import Slot, SlotSize
 
 _PREFIX = "headrace"
@@ -53,6 +53,11 @@ class Layout(NamedTuple):
         """Returns the layout of slots of a size."""
         tokens, vectors = _aligned(size.token_bytes), _aligned(size.vector_bytes)
         return cls(stride=2 * tokens + vectors, mask=tokens, vectors=2 * tokens)
+
+
+def slot_bytes(contract: Contract) -> int:
+    """Returns the bytes that a batch in flight takes in memory."""
+    return Layout.of(SlotSize.of(contract)).stride
 
 
 class Memory(ABC):
