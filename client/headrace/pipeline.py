@@ -457,8 +457,12 @@ class _Pooled:
         if self._job.config.transport != "grpc":
             with suppress(MachineError):  # a server elsewhere may not know of shared memory
                 sweep(self._job.connection.client)
-        with self._job.counters.timed("start"):
-            self._pool.__enter__()
+        try:
+            with self._job.counters.timed("start"):
+                self._pool.__enter__()
+        except BaseException:  # an interruption, which has killed feeders that shared memory
+            self._sweep()
+            raise
         ready = self._pool.ready
         assert ready is not None
         self.transport, self.transport_reason = ready.transport, ready.transport_reason
@@ -471,11 +475,16 @@ class _Pooled:
             self._pool.__exit__(*how)
         finally:
             self.feeder_deaths = self._pool.deaths
-            # What a feeder leaves that was killed, by others or by the pool in the end. What lies
-            # on a GPU only the server can tell.
-            if leftovers() or self.transport == "cuda":
-                with suppress(MachineError):
-                    sweep(self._job.recovery.connection.client)
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Removes what a feeder leaves that was killed, by others or by the pool in the end.
+
+        What lies on a GPU only the server can tell.
+        """
+        if leftovers() or self.transport == "cuda":
+            with suppress(MachineError):
+                sweep(self._job.recovery.connection.client)
 
     def embedded(self, reading: Reading, progress: Callable[[], None]) -> Iterator[Embedded]:
         yield from self._pool.run(reading, progress, first=self._first)
