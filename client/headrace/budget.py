@@ -20,8 +20,8 @@ from headrace.feederpool import AT_ONCE, READ_AHEAD
 from headrace.transport import slot_bytes
 
 # Measured: the interpreter with all libraries, and a full word cache beside them in a feeder.
-_MAIN_BYTES = 160 * MIB
-_FEEDER_BYTES = 320 * MIB
+_MAIN_BYTES = 220 * MIB
+_FEEDER_BYTES = 430 * MIB
 _WINDOW_BLOCKS = 6  # the reader's: read, joined, cut
 _BLOCKS = 3
 _TEXT_COPIES = 4  # a block as bytes, as a column, as words, as tokens
