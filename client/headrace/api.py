@@ -278,7 +278,13 @@ def _local_model(config: EmbedConfig, counters: Counters) -> Iterator[tuple[Ours
     # The server has no other client, so there is nothing to drain when the run is over.
     names = [entry.contract.name]
     with Server(
-        find_triton(), config.repository, names, http_port=0, metrics_port=None, drain=False
+        find_triton(),
+        config.repository,
+        names,
+        http_port=0,
+        metrics_port=None,
+        drain=False,
+        joined=False,
     ) as server:
         lifeline = Ours(server, names, config.request_timeout)
         counters.seconds["start"] += time.perf_counter() - start

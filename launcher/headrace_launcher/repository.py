@@ -75,7 +75,7 @@ def read_entry(folder: Path) -> tuple[Contract, str] | None:
 
     A folder that holds something else, a half-made or an outdated entry counts as having none.
     """
-    config = _read_config(folder)
+    config = read_config(folder)
     if config is None:
         return None
     try:
@@ -99,7 +99,7 @@ def damage(folder: Path) -> str | None:
 
 
 def _damages(folder: Path) -> Iterator[str]:
-    config = _read_config(folder)
+    config = read_config(folder)
     if config is None:
         yield f"{CONFIG_FILE} cannot be read"
         return
@@ -136,11 +136,12 @@ def _is_ours(folder: Path) -> bool:
 
 def devices_of(folder: Path) -> tuple[int, ...]:
     """Returns the numbers of the GPUs that an entry's config names; empty for all."""
-    config = _read_config(folder)
+    config = read_config(folder)
     return tuple(config.instance_group[0].gpus) if config and config.instance_group else ()
 
 
-def _read_config(folder: Path) -> pb.ModelConfig | None:
+def read_config(folder: Path) -> pb.ModelConfig | None:
+    """Returns the config of the entry in ``folder``, or None where it cannot be read."""
     config = pb.ModelConfig()
     try:
         text_format.Parse((folder / CONFIG_FILE).read_text(), config)
@@ -228,7 +229,7 @@ def find_plan(repository: Path, plan: str) -> Path | None:
         plan: see :class:`Host`.
     """
     for folder in sorted(repository.iterdir()):
-        config = _read_config(folder)
+        config = read_config(folder)
         if config is None or config.parameters[PLAN_PARAMETER].string_value != plan:
             continue
         with suppress(OSError, ValueError):  # what hosts it may be another version's

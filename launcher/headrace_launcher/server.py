@@ -34,6 +34,7 @@ from headrace_launcher.processes import (
     parent_of,
 )
 from headrace_launcher.triton import STUB, TritonInstallation
+from headrace_launcher.unjoined import link_unjoined
 
 STARTUP_SECONDS = 300.0
 STOP_SECONDS = 15.0
@@ -70,6 +71,8 @@ class Server:
         http_port: 0 takes a free one, None serves no HTTP and no metrics.
         metrics_port: 0 takes a free one, None serves no metrics; ignored without HTTP.
         drain: whether a stop lets requests of others finish (some seconds) or ends it at once.
+        joined: whether requests that wait may be joined where the entry's config says so; see
+            :mod:`headrace_launcher.unjoined`.
 
     Raises:
         UsageError: from :meth:`start`, if the address or a port cannot be used.
@@ -87,12 +90,14 @@ class Server:
         http_port: int | None = None,
         metrics_port: int | None = 0,
         drain: bool = True,
+        joined: bool = True,
     ) -> None:
         self._triton = triton
         self._repository = repository
         self._models = tuple(models)
         self._host = host
         self._drain = drain
+        self._joined = joined
         self._ports = (grpc_port, http_port, metrics_port)
         self._process: subprocess.Popen[bytes] | None = None
         self._failure: str | None = None
@@ -131,7 +136,10 @@ class Server:
         # from the folder that they run in: they get an empty one, with a link to the repository.
         prefix = f"{_SCRATCH_PREFIX}{machine_tag()}-{os.getpid()}-"
         self._scratch = Path(tempfile.mkdtemp(prefix=prefix))
-        (self._scratch / "models").symlink_to(self._repository.absolute())
+        if self._joined:
+            (self._scratch / "models").symlink_to(self._repository.absolute())
+        else:
+            link_unjoined(self._repository, self._models, self._scratch / "models")
         self._gpus = _gpu_uuids()
         if self._gpus:
             link_driver(self._scratch / DRIVER_FOLDER)
