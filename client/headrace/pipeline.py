@@ -54,7 +54,7 @@ SMALL_BYTES = 2 << 20  # of input as stored: less is done before another process
 FEEDERS_AUTO_MAX = 16
 _WINDOW_BATCHES = 16
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_WINDOW_ROWS = (4096, 32768)
+_WINDOW_ROWS = (1024, 32768)
 _WINDOW_BYTES = 32 << 20
 _VERSIONS_OF = ("headrace", "numba", "numpy", "pyarrow", "tokenizers", "tritonclient")
 

@@ -407,13 +407,13 @@ def test_the_report_adds_up(run, reference, tmp_path):
 @pytest.mark.parametrize(
     ("most", "dimension", "dtype", "expected"),
     [
-        (64, 384, "float32", 4096),
+        (64, 384, "float32", 1024),
         (1024, 384, "float16", 16384),
         (2048, 384, "float16", 32768),
         (2048, 384, "float32", (32 << 20) // 1536),
         (1024, 1024, "float32", 8192),
         (512, 384, "float16", 8192),
-        (1024, 16384, "float32", 4096),
+        (1024, 16384, "float32", 1024),
     ],
 )
 def test_blocks_hold_many_batches_and_bounded_vectors(
