@@ -7,7 +7,7 @@ from fuzz.made.case import Case
 from headrace.errors import DamagedInputError
 
 CASES = 120
-SECONDS = 15  # on a slow machine fewer cases are run, not more time taken
+SECONDS = 8  # on a slow machine fewer cases are run, not more time taken
 
 
 @pytest.mark.parametrize("target", check.TARGETS)

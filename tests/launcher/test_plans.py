@@ -254,7 +254,7 @@ def test_a_damaged_entry_is_built_again_and_nothing_is_taken_from_it(
 
 
 def plan_of(entry):
-    config = repository._read_config(entry.folder)
+    config = repository.read_config(entry.folder)
     return config.parameters[repository.PLAN_PARAMETER].string_value
 
 
