@@ -65,6 +65,16 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """A block before it is numbered; ``offset`` counts bytes as stored in its own file."""
+
+    data: Any
+    first_line: int
+    rows: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
 class IdColumn:
     """Where a run's ids come from.
 
