@@ -91,10 +91,12 @@ exact: $(VENV)/.dev ## a million real rows, tokenized with and without the word 
 faults: $(VENV)/.dev ## a hundred jobs killed at every step, gone on with and compared (half an hour)
 	$(BIN)/python tests/integration/faults.py --rounds 100 --seed 1
 
-bench: $(VENV)/.torch ## feeding against tokenizers; sentence-transformers, the engine alone; peak memory
+bench: $(VENV)/.torch ## feeding against tokenizers; sentence-transformers, the engine alone; memory; what commits cost
 	$(BIN)/headrace bench feed
 	$(BIN)/python -m headrace_bench.throughput
 	$(BIN)/python -m headrace_bench.memory
+	$(BIN)/python -m headrace_bench.commits
+	$(BIN)/python -m headrace_bench.longrun
 
 clean: ## remove what the targets made (the user's cache stays)
 	rm -rf $(VENV) demo build/fuzz .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
