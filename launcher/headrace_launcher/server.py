@@ -25,6 +25,7 @@ import tritonclient.grpc as triton
 from headrace.contract import is_leftover, machine_tag
 from headrace.errors import MachineError, ServerError
 from headrace_launcher.gpus import ORDER, find_gpus
+from headrace_launcher.links import link_entries
 from headrace_launcher.ports import check_port, free_port, listens
 from headrace_launcher.processes import (
     become_server,
@@ -34,7 +35,6 @@ from headrace_launcher.processes import (
     parent_of,
 )
 from headrace_launcher.triton import STUB, TritonInstallation
-from headrace_launcher.unjoined import link_unjoined
 
 STARTUP_SECONDS = 300.0
 STOP_SECONDS = 15.0
@@ -72,7 +72,7 @@ class Server:
         metrics_port: 0 takes a free one, None serves no metrics; ignored without HTTP.
         drain: whether a stop lets requests of others finish (some seconds) or ends it at once.
         joined: whether requests that wait may be joined where the entry's config says so; see
-            :mod:`headrace_launcher.unjoined`.
+            :mod:`headrace_launcher.links`.
 
     Raises:
         UsageError: from :meth:`start`, if the address or a port cannot be used.
@@ -133,13 +133,11 @@ class Server:
         """
         sweep_leftovers()
         # Triton's Python processes stumble over spaces and other letters in paths, and take modules
-        # from the folder that they run in: they get an empty one, with a link to the repository.
+        # from the folder that they run in: they get an empty one, with links to the entries.
         prefix = f"{_SCRATCH_PREFIX}{machine_tag()}-{os.getpid()}-"
         self._scratch = Path(tempfile.mkdtemp(prefix=prefix))
-        if self._joined:
-            (self._scratch / "models").symlink_to(self._repository.absolute())
-        else:
-            link_unjoined(self._repository, self._models, self._scratch / "models")
+        models = self._scratch / "models"
+        link_entries(self._repository, self._models, models, joined=self._joined)
         self._gpus = _gpu_uuids()
         if self._gpus:
             link_driver(self._scratch / DRIVER_FOLDER)
@@ -181,7 +179,7 @@ class Server:
         finally:  # also when a Ctrl-C cuts that short
             self._remove_regions()
             if self._scratch is not None:
-                # Of the link to the repository, not what it leads to.
+                # Of the links, not what they lead to.
                 shutil.rmtree(self._scratch, ignore_errors=True)
             self._log.close()
 
@@ -254,8 +252,10 @@ class Server:
             str(self._triton.binary),
             f"--id={self._name}",
             f"--model-repository={self._scratch}/models",
-            "--model-control-mode=explicit",
-            *(f"--load-model={name}" for name in self._models),
+            "--model-control-mode=none",  # nobody is to load another: see headrace_launcher.links
+            # Nor to change what is logged, and where: the key is told to nobody.
+            f"--http-restricted-api=logging,trace:headrace={secrets.token_hex()}",
+            f"--grpc-restricted-protocol=logging,trace:headrace={secrets.token_hex()}",
             f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
             f"--grpc-address={self._host}",
             f"--grpc-port={grpc}",
@@ -309,10 +309,11 @@ class Server:
         def watch() -> None:
             while process.poll() is None:
                 if dead := [pid for pid in models if parent_of(pid) != process.pid]:
-                    self._failure = (
-                        f"the process {dead[0]} that computes the model has died (if the machine "
-                        f"ran out of memory, the kernel's log says so)"
-                    )
+                    if process is self._process:  # and not one that was restarted since
+                        self._failure = (
+                            f"the process {dead[0]} that computes the model has died (if the "
+                            f"machine ran out of memory, the kernel's log says so)"
+                        )
                     process.kill()
                     return
                 time.sleep(WATCH_SECONDS)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import stat
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
+import tritonclient.grpc as triton
 
 from headrace_launcher.server import Server
 from headrace_launcher.triton import find_triton
@@ -69,6 +73,40 @@ def test_a_server_listens_on_loopback_unless_told_otherwise(server):
     found = psutil.Process(server.pid).net_connections()
     listening = {each.laddr.ip for each in found if each.status == psutil.CONN_LISTEN}
     assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
+
+
+def test_nobody_who_reaches_a_server_can_load_models_or_have_files_written(server, tmp_path):
+    """Neither by gRPC nor over HTTP, as a web page could; of its own models none can be unloaded."""
+    ran = tmp_path / "ran"
+    code = f"open({str(ran)!r}, 'w').close()\n\nclass TritonPythonModel:\n    pass\n".encode()
+    config = '{"name": "evil", "backend": "python"}'
+    with triton.InferenceServerClient(server.endpoints.grpc) as client:
+        for attack in (
+            lambda: client.load_model("evil", config=config, files={"file:1/model.py": code}),
+            lambda: client.load_model(NULL),
+            lambda: client.unload_model(NULL),
+            lambda: client.update_log_settings({"log_file": str(tmp_path / "log")}),
+            lambda: client.update_trace_settings(settings={"trace_file": str(tmp_path / "trace")}),
+        ):
+            with pytest.raises(triton.InferenceServerException):
+                attack()
+        assert client.is_model_ready(NULL)
+    files = base64.b64encode(code).decode()
+    load = {"parameters": {"config": config, "file:1/model.py": files}}
+    for path, body in (
+        ("v2/repository/models/evil/load", load),
+        (f"v2/repository/models/{NULL}/unload", {}),
+        ("v2/logging", {"log_file": str(tmp_path / "log")}),
+        ("v2/trace/setting", {"trace_file": str(tmp_path / "trace")}),
+    ):
+        request = urllib.request.Request(
+            f"http://{server.endpoints.http}/{path}",
+            data=json.dumps(body).encode(),
+            headers={"Content-Type": "text/plain", "Origin": "http://evil.example"},
+        )
+        with pytest.raises(urllib.error.HTTPError):
+            urllib.request.urlopen(request, timeout=10)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

