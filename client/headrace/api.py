@@ -144,7 +144,10 @@ def run(
         MachineError: the machine, a file or the server is not as it must be.
     """
     _check_files(config)
-    inputs = find_inputs(config.inputs, format=config.format)
+    files = _files_written(config)
+    own = [files["errors file"], files["manifest"], partial_folder(config.output)]
+    own = [path.parent.resolve() / path.name for path in own]
+    inputs = find_inputs(config.inputs, format=config.format, own=own)
     _check_not_an_input(config, inputs)
     counters = Counters()
     complete = False

@@ -37,6 +37,7 @@ from headrace.errors import (
     MissingDependencyError,
     ServerError,
     UsageError,
+    tidy,
 )
 from headrace.progress import ProgressLine
 from headrace.stopping import Interrupted, Stop
@@ -461,7 +462,8 @@ def _exits(stop: Stop | None = None) -> Iterator[None]:
         raise typer.Exit(128 + code) from error
     except OSError as error:
         # What the stages meet they explain themselves; this is our own standard output.
-        _say(f"headrace: error: {error.strerror or error}")
+        where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        _say(tidy(f"headrace: error: {where}{error.strerror or error}"))
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter would say so once more
         raise typer.Exit(EXIT_ENVIRONMENT) from error
     finally:

@@ -5,7 +5,8 @@
     ├── BadRowError         3   a bad row met with ``--on-error fail``
     └── MachineError        4   the machine, a file or a server is not as it must be
         ├── DamagedInputError   a compressed or columnar input breaks off; rows before it are kept
-        ├── InputError          an input cannot be read any more, or has changed meanwhile
+        ├── InputError          an input cannot be read any more
+        │   └── ChangedInputError   it has changed meanwhile, so that the job is another one
         ├── OutputError         the output cannot be written
         ├── ServerError         the server cannot be found, started, reached, or failed
         │   └── ServerLostError     it is gone, hangs, or failed a batch: another may do it
@@ -100,7 +101,11 @@ class DamagedInputError(MachineError):
 
 
 class InputError(MachineError):
-    """An input cannot be read any more, or has changed since the run began."""
+    """An input cannot be read any more."""
+
+
+class ChangedInputError(InputError):
+    """An input has changed since the run began, so that the job is another one by now."""
 
 
 class OutputError(MachineError):

@@ -79,6 +79,14 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def not_as_written(path: Path) -> OutputError:
+    """Returns the error for a file that is not what was made durable."""
+    return OutputError(
+        f"{path} is not the file that was written: something else has changed it; pass "
+        f"--overwrite to start anew"
+    )
+
+
 def check_kept(path: Path, size: int) -> None:
     """Checks that a file has the bytes that were made durable.
 

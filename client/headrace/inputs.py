@@ -8,7 +8,7 @@ and keep what was looked at.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -21,6 +21,7 @@ import pyarrow.fs as pafs
 from headrace.config import Format, FormatChoice
 from headrace.decompress import ENDINGS, Stored, compression, decompress, one_line
 from headrace.errors import (
+    ChangedInputError,
     DamagedInputError,
     HeadraceError,
     InputError,
@@ -40,6 +41,7 @@ _FORMATS: dict[str, Format] = {
     ".pq": "parquet",
 }
 _PARQUET = b"PAR1"
+_MANIFEST = b'{"headrace_manifest"'
 _SNIFF_MAX = 256 << 10  # a zstd block has at most 128 KiB, and nothing of it shows before its end
 _ARRAY = "holds a JSON array, not one object a line; convert it with: jq -c '.[]'"
 
@@ -94,7 +96,8 @@ class Input:
         """Checks that the file is as it was found; of a stream nothing can be told.
 
         Raises:
-            InputError: it is gone, or has changed since.
+            InputError: it is gone.
+            ChangedInputError: it has changed since.
         """
         if self.stream is not None:
             return
@@ -107,7 +110,7 @@ class Input:
         if info.type == pafs.FileType.NotFound:
             raise InputError(f"{self.name}: has disappeared while it was read; put it back")
         if (info.size, info.mtime_ns) != (self.size, self.mtime):
-            raise InputError(
+            raise ChangedInputError(
                 f"{self.name}: has changed while it was read ({self.size} bytes before, "
                 f"{info.size} now): rows of both states may have been embedded; let nothing write "
                 f"there and start anew with --overwrite, or, if it only grew, use --extend"
@@ -137,6 +140,7 @@ def find_inputs(
     inputs: Sequence[str],
     *,
     format: FormatChoice = "auto",  # noqa: A002 -- as the option is called
+    own: Collection[Path] = (),
 ) -> list[Input]:
     """Finds and checks the files to read, in the order given.
 
@@ -145,6 +149,8 @@ def find_inputs(
             ``_`` left out), globs (``*``, ``?``, ``[]``, ``**``; a path that exists is no glob),
             URIs of ``pyarrow.fs``, or ``-`` for standard input.
         format: the format of all; ``auto`` decides for each by content, then by name.
+        own: files, and folders with all that is in them, of the run itself: they are left out of
+            folders and of what a glob matches.
 
     Returns:
         One entry a file; a file named twice is there twice.
@@ -162,8 +168,19 @@ def find_inputs(
             found.append(_check_stream("<stdin>", getattr(stdin, "raw", stdin), format))
             continue
         with _explained(given):
-            found += [_check(file, format) for file in expand(given)]
+            files = [file for file in expand(given) if file.name == given or not _is_own(file, own)]
+            if not files:
+                raise UsageError(f"{given}: holds nothing but files of this run; name the inputs")
+            found += [_check(file, format) for file in files]
     return found
+
+
+def _is_own(file: Found, own: Collection[Path]) -> bool:
+    if not own or not isinstance(file.filesystem, pafs.LocalFileSystem):
+        return False
+    path = Path(file.info.path).absolute()
+    folder = path.parent.resolve()
+    return folder / path.name in own or folder in own
 
 
 def total_bytes(inputs: Sequence[Input]) -> int | None:
@@ -251,6 +268,8 @@ def _detect(
     stored: Stored, choice: FormatChoice, *, stream: bool = False, in_folder: bool = False
 ) -> Format:
     name = stored.name
+    if not stream and stored.peek(len(_MANIFEST)) == _MANIFEST:
+        raise UsageError(f"{name}: is the manifest of an output, not texts; leave it out")
     begins = _beginning(stored)
     ending = name.lower()
     for packed in ENDINGS:

@@ -10,6 +10,7 @@ from headrace.errors import HeadraceError, ServerError, ServerLostError
 from headrace.transport import Connection, connect
 
 _PAUSE_SECONDS = 1.0
+_STARTS = 3
 
 
 class Endpoints(Protocol):
@@ -64,10 +65,18 @@ class Ours:
         """See :meth:`headrace.recovery.Lifeline.revive`."""
         del lost
         before = self.connection
-        self._server.restart()
-        self.connection = self._connect()
+        for left in reversed(range(_STARTS)):
+            self._server.restart()
+            try:
+                now = self._connect()
+                break
+            except ServerError:
+                if not left:
+                    raise
+        _check_same(before, now)
+        self.connection = now
         before.close()
-        return self.connection
+        return now
 
     def _connect(self) -> Connection:
         return connect(
@@ -119,12 +128,17 @@ class Elsewhere:
                         f"{self._seconds:.0f} s ({error})"
                     ) from error
             time.sleep(_PAUSE_SECONDS)
-        if now.contract != before.contract:
-            now.close()
-            raise ServerError(
-                f"the server {before.server} has come back with another model of the name "
-                f"{before.contract.name}; its vectors would not go with those that are there"
-            )
+        _check_same(before, now)
         self.connection = now
         before.close()
         return now
+
+
+def _check_same(before: Connection, now: Connection) -> None:
+    """Checks that it is the same model; the new connection is closed if it is not."""
+    if now.contract != before.contract:
+        now.close()
+        raise ServerError(
+            f"the server {before.server} has come back with another model of the name "
+            f"{before.contract.name}; its vectors would not go with those that are there"
+        )

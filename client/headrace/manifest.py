@@ -1,5 +1,7 @@
 """What of a job is durable: ``manifest.jsonl``, a line for the job and one for each block.
 
+Where ids are written, a line between them says what these are: only the first block tells that.
+
 A block's line is appended, and synced, only after its rows and its bad rows are. So what a manifest
 tells is there, whatever happened; what was written beyond it is cut off before a job goes on. A
 last line that is not whole was being written when the machine went, and counts as none; so do lines
@@ -21,6 +23,7 @@ from headrace.files import open_kept, output_errors, sync_folder
 
 SCHEMA = 1
 _KEY = "headrace_manifest"
+_IDS = "ids"
 _LIMIT = 1 << 63  # of what can be counted in a file
 
 
@@ -75,6 +78,7 @@ class Saved:
     Attributes:
         job: the job's fingerprint, see :mod:`headrace.fingerprint`.
         replaces: whether the job may replace an output that is there.
+        ids: what the output's ids are, as :meth:`Manifest.note_ids` was told, or None.
         records: the finished blocks, in order.
         complete: whether the data is complete, and at most the renaming is left.
         size: bytes of the manifest that count; what follows is half a line.
@@ -82,6 +86,7 @@ class Saved:
 
     job: dict[str, Any]
     replaces: bool
+    ids: str | None
     records: tuple[BlockRecord, ...]
     complete: bool
     size: int
@@ -110,6 +115,7 @@ class Manifest:
         records: Sequence[BlockRecord] = (),
         *,
         replaces: bool,
+        ids: str | None = None,
     ) -> Manifest:
         """Writes a new manifest, durable and whole or not at all.
 
@@ -118,12 +124,14 @@ class Manifest:
             job: the job's fingerprint.
             records: blocks that are finished already.
             replaces: whether the job may replace an output that is there.
+            ids: what its ids are, if that is known.
 
         Raises:
             OutputError: it cannot be written.
         """
         head = json.dumps({_KEY: SCHEMA, "replaces": replaces, "job": job}, ensure_ascii=True)
-        data = "".join(f"{line}\n" for line in [head, *(each.to_json() for each in records)])
+        data = f"{head}\n" + ("" if ids is None else _ids_line(ids))
+        data += "".join(f"{each.to_json()}\n" for each in records)
         fresh = path.with_name(f"{path.name}.new")
         with output_errors(path, size=len(data)):
             with fresh.open("wb") as file:
@@ -133,6 +141,14 @@ class Manifest:
             fresh.replace(path)
             sync_folder(path.parent)
         return cls(path, len(data))
+
+    def note_ids(self, ids: str) -> None:
+        """Says, before the first block, what the ids are; durable with that block.
+
+        Raises:
+            OutputError: the disk is full, or another error of the file system.
+        """
+        self._write(_ids_line(ids))
 
     def append(self, records: Sequence[BlockRecord]) -> None:
         """Adds finished blocks; they count once :meth:`sync` returns.
@@ -189,6 +205,7 @@ def read_manifest(path: Path) -> Saved | None:
     if not lines:
         return None
     records: list[BlockRecord] = []
+    ids: str | None = None
     complete = False
     size = len(lines[0])
     head = _parse(lines[0]) or {}
@@ -201,6 +218,10 @@ def read_manifest(path: Path) -> Saved | None:
         found = _parse(line)
         if found is None and (number == len(lines) or b"\0" in line):
             break  # the disk had room for the line, and not yet its content; nor is more durable
+        if number == 2 and found is not None and found.keys() == {_IDS}:
+            ids = str(found[_IDS])
+            size += len(line)
+            continue
         record = _record(found, len(records))
         if complete or (record is None and found != {"complete": True}):
             raise MachineError(f"{path}, line {number}: is damaged; pass --overwrite to start anew")
@@ -212,10 +233,15 @@ def read_manifest(path: Path) -> Saved | None:
     return Saved(
         job=head["job"],
         replaces=head.get("replaces") is True,
+        ids=ids,
         records=tuple(records),
         complete=complete,
         size=size,
     )
+
+
+def _ids_line(ids: str) -> str:
+    return json.dumps({_IDS: ids}) + "\n"
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

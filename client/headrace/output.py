@@ -33,6 +33,7 @@ from headrace.sinks import (
     ParquetSink,
     Sink,
     Staging,
+    check_npy,
     errors_path,
     manifest_path,
     partial_folder,
@@ -51,16 +52,27 @@ class Output:
     """
 
     def __init__(
-        self, config: EmbedConfig, contract: Contract, staging: Staging, saved: Saved
+        self,
+        config: EmbedConfig,
+        contract: Contract,
+        staging: Staging,
+        saved: Saved,
+        *,
+        copied: bool,
+        before: dict[str, Any],
     ) -> None:
         """See :meth:`open`."""
         self.done = saved.records
         self.complete = saved.complete
         self.records: list[BlockRecord] = list(saved.records)
+        self._job = saved.job
         self._config = config
         self._dimension = config.truncate_dim or contract.dimension
         self._staging = staging
         self._replaces = saved.replaces
+        self._copied = copied  # from a finished output, which is still in its place
+        self._before = before  # the job that this one extends, or this one itself
+        self._id_kind = saved.ids
         self._sink: Sink | None = None
         if self.complete:
             staging.publish(replaces=saved.replaces)
@@ -95,21 +107,23 @@ class Output:
         """
         left = partial_folder(config.output).exists()
         staging = Staging(config.output)
-        fresh = not staging.path(MANIFEST).exists()  # whatever else is there is of no use
+        fresh, copied, before = not staging.path(MANIFEST).exists(), False, job
         try:
+            if fresh:  # what else is there, half a copy perhaps, is of no use
+                staging.clear()
             saved = None if config.overwrite else read_manifest(staging.path(MANIFEST))
             if saved is not None:
+                before = saved.job
                 saved = cls._go_on(config, staging, saved, job, inputs)
             elif os.path.lexists(staging.output) and not config.overwrite:
                 saved = cls._published(staging, job) if left else None
-                saved = saved or cls._extend(config, staging, job, inputs)
+                if saved is None:
+                    saved, copied = cls._extend(config, staging, job, inputs), True
             if saved is None:
                 staging.clear()
                 Manifest.create(staging.path(MANIFEST), job, replaces=config.overwrite).close()
-                with output_errors(staging.folder):
-                    sync_folder(staging.folder.parent)
                 saved = _saved(staging)
-            return cls(config, contract, staging, saved)
+            return cls(config, contract, staging, saved, copied=copied, before=before)
         except BaseException:
             if fresh:
                 staging.discard()
@@ -127,10 +141,12 @@ class Output:
         """Returns what to go on from of a job that was interrupted."""
         found = differences(saved.job, job)
         if found and not config.extend:
+            whole = os.path.lexists(staging.output) and staging.data.exists()
+            leave = f", or remove that folder to leave {staging.output} as it is" if whole else ""
             raise UsageError(
                 f"{staging.folder} holds an unfinished job that differs from this one: "
                 f"{listed(found)}; restore what differs to go on with it, or pass --overwrite to "
-                f"start anew"
+                f"start anew{leave}"
             )
         if os.path.lexists(staging.output) and not saved.replaces and staging.data.exists():
             raise UsageError(
@@ -150,7 +166,13 @@ class Output:
                 f"run it once more without --extend and with the inputs that it had"
             )
         records = _kept(saved.records, saved.job, check_extension(saved.job, job, inputs))
-        Manifest.create(staging.path(MANIFEST), job, records, replaces=saved.replaces).close()
+        Manifest.create(
+            staging.path(MANIFEST),
+            job,
+            records,
+            replaces=saved.replaces,
+            ids=saved.ids if records else None,
+        ).close()
         return _saved(staging)
 
     @staticmethod
@@ -181,17 +203,28 @@ class Output:
             )
         records = _kept(saved.records, saved.job, check_extension(saved.job, job, inputs))
         staging.clear()
+        whole = saved.records[-1].written if saved.records else 0
+        dimension: int = job["dimension"]
         if staging.output.suffix == ".npy":
+            check_npy(staging.output, whole, dimension, config.dtype)
             _copy(staging.output, staging.data)
         else:
-            written = [each.written for each in records]
-            ends = stage_again(staging.output, staging.path(ROWS), written)
+            ends = stage_again(
+                staging.output,
+                staging.path(ROWS),
+                [each.written for each in records],
+                whole=whole,
+                dimension=dimension,
+                dtype=config.dtype,
+            )
             records = [
                 replace(each, data_bytes=end) for each, end in zip(records, ends, strict=True)
             ]
         if records and records[-1].error_bytes:
             _copy(errors_path(staging.output), staging.path(ERRORS))
-        Manifest.create(staging.path(MANIFEST), job, records, replaces=True).close()
+        Manifest.create(
+            staging.path(MANIFEST), job, records, replaces=True, ids=saved.ids if records else None
+        ).close()
         return _saved(staging)
 
     @property
@@ -279,6 +312,9 @@ class Output:
     def keep(self, *, wait: bool = True) -> int:
         """Closes the files and leaves what is durable; where nothing is, nothing is left.
 
+        Where a job was to be extended, and was not by a single block, it is what it was before: a
+        finished output is in its place, and nothing else is left.
+
         Args:
             wait: whether finished blocks that are not durable yet are made so.
 
@@ -293,7 +329,16 @@ class Output:
         self._committer.abandon()
         committed = len(self.done) + self._committer.committed
         self._close()
-        if committed:
+        more = committed > len(self.done)
+        if committed and (more or not self._copied):
+            if not more and self._before != self._job:
+                Manifest.create(
+                    self._staging.path(MANIFEST),
+                    self._before,
+                    self.done,
+                    replaces=self._replaces,
+                    ids=self._id_kind,
+                ).close()
             self._staging.close()
             return self.records[committed - 1].written
         self._staging.discard()
@@ -336,8 +381,23 @@ class Output:
 
     def _open(self, id_type: pa.DataType | None) -> Sink:
         if self._sink is None:
+            if self._staging.output.suffix != ".npy":
+                self._settle_ids(id_type)
             self._sink = self._make_sink(id_type)
         return self._sink
+
+    def _settle_ids(self, id_type: pa.DataType | None) -> None:
+        """Sees that the ids are what those were that are there, since new inputs may differ."""
+        ids = "row numbers" if id_type is None else str(id_type)
+        if self._id_kind is None:
+            self._manifest.note_ids(ids)
+        elif self._id_kind != ids:
+            raise UsageError(
+                f"the ids in {self._config.output} are of the kind {self._id_kind}, and with these "
+                f"inputs they would be {ids}; embed the new inputs apart, or pass --overwrite to "
+                f"start anew"
+            )
+        self._id_kind = ids
 
     def _make_sink(self, id_type: pa.DataType | None) -> Sink:
         staging, dtype = self._staging, self._config.dtype
@@ -387,7 +447,9 @@ def _kept(
 
 
 def _copy(source: Path, target: Path) -> None:
-    with output_errors(target, size=source.stat().st_size):
+    with output_errors(source):
+        size = source.stat().st_size
+    with output_errors(target, size=size):
         shutil.copyfile(source, target)
         with target.open("rb") as file:
             os.fsync(file.fileno())

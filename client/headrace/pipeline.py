@@ -29,7 +29,13 @@ from headrace.blocks import Block, name_rows
 from headrace.budget import Budget, feeders_within
 from headrace.config import EmbedConfig
 from headrace.contract import Contract
-from headrace.errors import DamagedInputError, MachineError, ServerLostError, UsageError
+from headrace.errors import (
+    ChangedInputError,
+    DamagedInputError,
+    MachineError,
+    ServerLostError,
+    UsageError,
+)
 from headrace.feeder import Embedded, Feeder, Prepared, warm_up
 from headrace.feederpool import FeederPool
 from headrace.fingerprint import job_of
@@ -139,7 +145,7 @@ def run(
     except BaseException as error:
         kept = output.keep(wait=in_order or not stop())  # at a second signal not even for the disk
         if kept and not output.complete:
-            error.add_note(_how_to_go_on(config, kept))
+            error.add_note(_how_to_go_on(config, kept, error))
         raise
     finally:
         line.close()
@@ -208,9 +214,12 @@ def _resumed(output: Output, inputs: list[Input]) -> str:
     return f"going on: {last.written:,} rows are done already, {of} left"
 
 
-def _how_to_go_on(config: EmbedConfig, kept: int) -> str:
+def _how_to_go_on(config: EmbedConfig, kept: int, error: BaseException) -> str:
+    rows = f"{kept:,} rows are kept in {partial_folder(config.output)}"
+    if isinstance(error, UsageError | ChangedInputError):  # which would come again
+        return rows
     how = "the same command without --overwrite" if config.overwrite else "the same command"
-    return f"{kept:,} rows are kept in {partial_folder(config.output)}; {how} goes on from there"
+    return f"{rows}; {how} goes on from there"
 
 
 def block_rows(config: EmbedConfig, contract: Contract) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from contextlib import suppress
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from client.fakes import Plan
 from client.runner import OUTPUTS, jsonl, texts
-from headrace.errors import OutputError
+from headrace.errors import OutputError, UsageError
 from headrace.stopping import Interrupted, Stop
 
 
@@ -96,6 +98,73 @@ def test_an_output_that_somebody_else_has_changed_is_not_extended(run, source, t
     more = jsonl(tmp_path / "more.jsonl", texts(5, 60))
     with pytest.raises(OutputError, match=r"something else has c.* --overwrite to start anew"):
         run(source, more, output=output, extend=True)
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_an_output_that_is_another_one_of_more_bytes_is_not_extended(run, source, tmp_path, output):
+    run(source, output=output)
+    path = run.folder / output
+    if output == "out.npy":
+        np.save(path, np.zeros((1000, *np.load(path).shape[1:]), np.float16))
+    else:
+        table = pq.read_table(path)
+        pq.write_table(table.rename_columns(["id", "vector"]), path)
+    before = path.read_bytes()
+    more = jsonl(tmp_path / "more.jsonl", texts(5, 60))
+    with pytest.raises(OutputError, match="is not the file that was written"):
+        run(source, more, output=output, extend=True)
+    assert path.read_bytes() == before
+    assert not (run.folder / f"{output}.partial").exists()
+
+
+def test_an_errors_file_that_is_gone_is_named(run, with_bad_rows, tmp_path):
+    run(with_bad_rows)
+    gone = run.folder / "out.npy.errors.jsonl"
+    gone.unlink()
+    more = jsonl(tmp_path / "more.jsonl", texts(5, 60))
+    with pytest.raises(OutputError, match=re.escape(f"{gone}: No such file")):
+        run(with_bad_rows, more, extend=True)
+
+
+ROWS = 120
+
+
+def table(path, ids):
+    columns = {"text": [f"row {row}" for row in range(ROWS)]}
+    pq.write_table(pa.table(columns | ({} if ids is None else {"id": ids})), path)
+    return path
+
+
+@pytest.mark.parametrize("before", [finish, begin])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (pa.array(range(ROWS), pa.int64()), pa.array([i / 2 for i in range(ROWS)])),
+        (pa.array(range(ROWS), pa.int32()), pa.array(range(ROWS), pa.int64())),
+        (pa.array(range(ROWS), pa.timestamp("ms")), pa.array(range(ROWS), pa.timestamp("us"))),
+        (pa.array(range(ROWS), pa.int64()), None),
+        (pa.array(map(str, range(ROWS))), None),
+        (None, pa.array(range(ROWS))),
+    ],
+)
+def test_inputs_that_would_make_the_ids_others_extend_nothing(run, tmp_path, before, first, second):
+    inputs = [table(tmp_path / "a.parquet", first), table(tmp_path / "b.parquet", second)]
+    before(run, inputs[0], output="out.parquet")
+    whole = run.bytes("out.parquet") if before is finish else None
+    if first is None:  # then the second's are row numbers, too
+        run(*inputs, output="out.parquet", extend=True)
+        assert run.bytes("out.parquet") == run.fresh(*inputs, output="out.parquet")
+        return
+    with pytest.raises(UsageError, match="embed the new inputs apart"):
+        run(*inputs, output="out.parquet", extend=True)
+    if before is finish:
+        assert run.bytes("out.parquet") == whole
+        assert not (run.folder / "out.parquet.partial").exists()
+        run(inputs[0], table(tmp_path / "c.parquet", first), output="out.parquet", extend=True)
+    else:
+        report = run(inputs[0], output="out.parquet")  # goes on, as if nothing had been
+        assert report.resumed_rows > 0
+        assert run.bytes("out.parquet") == run.fresh(inputs[0], output="out.parquet")
 
 
 @settings(

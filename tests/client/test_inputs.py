@@ -74,6 +74,29 @@ def test_folder_is_read_recursively_by_path(folder):
     assert names(".")[-1].endswith("other.jsonl")
 
 
+@pytest.mark.parametrize("given", [".", "*", "**/*", "*.jsonl"])
+def test_files_of_the_run_itself_are_left_out_of_folders_and_globs(folder, given):
+    put("a.jsonl")
+    put("out.npy.partial/manifest.jsonl", b'{"headrace_manifest": 1}\n')
+    put("out.npy.partial/data.npy", b"half")
+    put("out.npy.errors.jsonl")
+    here = folder.resolve()
+    own = [here / "out.npy.errors.jsonl", here / "out.npy.partial"]
+    found = find_inputs([given], own=own)
+    assert [Path(item.path).name for item in found] == ["a.jsonl"]
+    assert names("out.npy.errors.jsonl", own=own) == ["out.npy.errors.jsonl"]  # as it was named
+    Path("a.jsonl").unlink()
+    with pytest.raises(UsageError, match="holds nothing but files of this run"):
+        find_inputs([given], own=own)
+
+
+@pytest.mark.parametrize("choice", ["auto", "jsonl", "text"])
+def test_the_manifest_of_an_output_is_no_input(folder, choice):
+    put("other.npy.manifest.jsonl", b'{"headrace_manifest": 1, "job": {}}\n')
+    with pytest.raises(UsageError, match="is the manifest of an output, not texts; leave it out"):
+        find_inputs(["*.jsonl"], format=choice)
+
+
 def test_link_back_to_a_parent_is_not_followed(folder):
     put("d/e/x.jsonl")
     Path("d/e/loop").symlink_to(folder / "d")

@@ -169,6 +169,28 @@ def test_our_own_server_is_started_again_at_other_ports(network, contract):
     ]
 
 
+def test_our_own_server_with_another_model_is_refused(network, contract):
+    first, second = Connection(contract), Connection(replace(contract, weights_hash="9" * 64))
+    network.answers = [first, second]
+    ours = Ours(OwnServer(), ["small"], 5.0)
+    with pytest.raises(ServerError, match="another model of the name small"):
+        ours.revive(LOST)
+    assert second.closed
+    assert ours.connection is first
+
+
+def test_our_own_server_that_dies_at_once_is_started_once_more(network, contract):
+    first, second = Connection(contract), Connection(contract)
+    network.answers = [first, ServerError("it is gone again"), second]
+    server = OwnServer()
+    assert Ours(server, ["small"], 5.0).revive(LOST) is second
+    assert server.port == 3
+    network.answers = [first, *[ServerError("it is gone again")] * 9]
+    with pytest.raises(ServerError, match="gone again"):
+        Ours(server, ["small"], 5.0).revive(LOST)
+    assert server.port == 6
+
+
 def test_how_our_own_server_died_is_told(network, contract):
     network.answers = [Connection(contract)]
     server = OwnServer()

@@ -291,13 +291,30 @@ def test_lines_of_zeros_and_what_follows_them_are_done_again(open_job, path):
     output.keep()
     manifest = path.with_name(f"{path.name}.partial") / "manifest.jsonl"
     lines = manifest.read_bytes().splitlines(keepends=True)
-    zeros = bytes(len(lines[2]) + 7)
-    manifest.write_bytes(b"".join(lines[:2]) + zeros + lines[3][7:])
+    *before, second, third = lines
+    manifest.write_bytes(b"".join(before) + bytes(len(second) + 7) + third[7:])
     output = open_job(path)
     assert output.rows == 5
     write(output, 1, 2)
     output.finish(pa.string())
     assert path.read_bytes() == whole(open_job, path, 3)
+
+
+@pytest.mark.parametrize("left", ["data", "errors.jsonl"])
+def test_half_a_copy_is_never_put_in_place(open_job, path, left):
+    """What --extend has left that was killed while it copied a finished output."""
+    for _ in range(2):  # so that the manifest says that the output may be replaced
+        output = open_job(path, overwrite=True)
+        write(output, 0, 1)
+        output.finish(pa.string())
+    before = {each: each.read_bytes() for each in path.parent.iterdir()}
+    partial = path.with_name(path.name + ".partial")
+    partial.mkdir()
+    name = f"data{path.suffix}" if left == "data" else left
+    (partial / name).write_bytes(path.read_bytes()[:200])
+    output = open_job(path)
+    assert output.complete
+    assert {each: each.read_bytes() for each in path.parent.iterdir()} == before
 
 
 def test_a_crashed_runs_leftover_without_a_manifest_is_replaced(open_job, path):

@@ -76,7 +76,7 @@ def test_a_server_listens_on_loopback_unless_told_otherwise(server):
 
 
 def test_nobody_who_reaches_a_server_can_load_models_or_have_files_written(server, tmp_path):
-    """Neither by gRPC nor over HTTP, as a web page could; of its own models none can be unloaded."""
+    """Neither by gRPC nor over HTTP, as a web page could; nor unload its own."""
     ran = tmp_path / "ran"
     code = f"open({str(ran)!r}, 'w').close()\n\nclass TritonPythonModel:\n    pass\n".encode()
     config = '{"name": "evil", "backend": "python"}'

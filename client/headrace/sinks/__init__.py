@@ -10,7 +10,7 @@ from headrace.errors import UsageError
 from headrace.files import output_errors
 from headrace.sinks.base import Sink
 from headrace.sinks.errorsfile import ErrorsFile
-from headrace.sinks.npy import NpyRows, NpySink, PageAlignedRows
+from headrace.sinks.npy import NpyRows, NpySink, PageAlignedRows, check_npy
 from headrace.sinks.parquet import ParquetSink, stage_again
 from headrace.sinks.staging import (
     Staging,
@@ -28,6 +28,7 @@ __all__ = [
     "ParquetSink",
     "Sink",
     "Staging",
+    "check_npy",
     "check_output",
     "check_unlocked",
     "errors_path",

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from headrace.config import Dtype
 from headrace.errors import HeadraceError
-from headrace.files import open_kept, output_errors
+from headrace.files import not_as_written, open_kept, output_errors
 from headrace.sinks.base import check_rows, fill_rows
 
 HEADER_BYTES = 128
@@ -34,6 +34,27 @@ _TYPES: dict[Dtype, np.dtype[np.floating]] = {
     "float32": np.dtype("<f4"),
     "float16": np.dtype("<f2"),
 }
+
+
+def header(rows: int, dimension: int, dtype: Dtype) -> bytes:
+    """Returns the first :data:`HEADER_BYTES` of a file with an array of that shape."""
+    shape = (rows, dimension)
+    fields = f"{{'descr': '{_TYPES[dtype].str}', 'fortran_order': False, 'shape': {shape}, }}"
+    prefix = b"\x93NUMPY\x01\x00" + (HEADER_BYTES - 10).to_bytes(2, "little")
+    return prefix + fields.encode("ascii").ljust(HEADER_BYTES - 11) + b"\n"
+
+
+def check_npy(path: Path, rows: int, dimension: int, dtype: Dtype) -> None:
+    """Checks that a complete file of this module has the array that it should have.
+
+    Raises:
+        OutputError: it has another one, or cannot be read.
+    """
+    with output_errors(path), path.open("rb") as file:
+        begins, size = file.read(HEADER_BYTES), os.fstat(file.fileno()).st_size
+    should = HEADER_BYTES + rows * dimension * _TYPES[dtype].itemsize
+    if begins != header(rows, dimension, dtype) or size != should:
+        raise not_as_written(path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +266,4 @@ class NpySink:
         return piece
 
     def _header(self) -> bytes:
-        shape = (self.rows, self._dimension)
-        fields = f"{{'descr': '{self._type.str}', 'fortran_order': False, 'shape': {shape}, }}"
-        prefix = b"\x93NUMPY\x01\x00" + (HEADER_BYTES - 10).to_bytes(2, "little")
-        return prefix + fields.encode("ascii").ljust(HEADER_BYTES - 11) + b"\n"
+        return header(self.rows, self._dimension, self._dtype)

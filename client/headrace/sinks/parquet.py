@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from headrace.config import Dtype
 from headrace.errors import OutputError
-from headrace.files import open_kept, output_errors
+from headrace.files import not_as_written, open_kept, output_errors
 from headrace.sinks.base import check_rows
 
 _GROUP_ROWS = 65536
@@ -145,13 +145,18 @@ def schema_of(dimension: int, dtype: Dtype, id_type: pa.DataType | None) -> pa.S
     )
 
 
-def stage_again(source: Path, rows: Path, blocks: Sequence[int]) -> list[int]:
+def stage_again(
+    source: Path, rows: Path, blocks: Sequence[int], *, whole: int, dimension: int, dtype: Dtype
+) -> list[int]:
     """Stages the first rows of a complete Parquet file of this module, so that more can follow.
 
     Args:
         source: the file.
         rows: where to stage them; made anew.
         blocks: the row at which each block ends.
+        whole: how many rows the file has.
+        dimension: length of a vector.
+        dtype: type of its values.
 
     Returns:
         Where each block ends, in bytes of ``rows``.
@@ -161,6 +166,12 @@ def stage_again(source: Path, rows: Path, blocks: Sequence[int]) -> list[int]:
     """
     ends: list[int] = []
     with output_errors(rows), rows.open("wb") as staged, _read_again(source) as file:
+        kind = schema_of(dimension, dtype, None).field("embedding").type
+        columns = file.schema_arrow
+        if file.metadata.num_rows != whole or columns.names != ["id", "embedding"]:
+            raise not_as_written(source)
+        if columns.field("embedding").type != kind:
+            raise not_as_written(source)
         batches = file.iter_batches(batch_size=_GROUP_ROWS)
         waiting = file.schema_arrow.empty_table()
         done = 0
@@ -168,10 +179,7 @@ def stage_again(source: Path, rows: Path, blocks: Sequence[int]) -> list[int]:
             while waiting.num_rows < end - done:
                 batch = next(batches, None)
                 if batch is None:
-                    raise OutputError(
-                        f"{source} has fewer rows than were written: something else has changed "
-                        f"it; pass --overwrite to start anew"
-                    )
+                    raise not_as_written(source)
                 waiting = pa.concat_tables([waiting, pa.Table.from_batches([batch])])
             taken = waiting.slice(0, end - done).combine_chunks().to_batches()
             block = taken[0] if taken else pa.RecordBatch.from_pylist([], waiting.schema)
@@ -190,10 +198,7 @@ def _read_again(source: Path) -> Iterator[pq.ParquetFile]:
         with pq.ParquetFile(source) as file:
             yield file
     except pa.ArrowException as error:
-        raise OutputError(
-            f"{source} is not the file that was written: something else has changed it; pass "
-            f"--overwrite to start anew"
-        ) from error
+        raise not_as_written(source) from error
 
 
 def _batch(
@@ -278,7 +283,7 @@ class _Writer:
             while (place := self._queue.get()) is not None and not self._abandoned:
                 start, stop = place
                 data = os.pread(staged.fileno(), stop - start, start)
-                self._waiting.append(pa.ipc.read_record_batch(pa.py_buffer(data), self._schema))
+                self._waiting.append(self._parse(data, start))
                 self._have += self._waiting[-1].num_rows
                 while self._have >= self._group:
                     self._write_group(writer, self._group)
@@ -287,6 +292,17 @@ class _Writer:
             writer.close()
             file.flush()
             os.fsync(file.fileno())
+
+    def _parse(self, data: bytes, start: int) -> pa.RecordBatch:
+        try:
+            batch = pa.ipc.read_record_batch(pa.py_buffer(data), self._schema)
+            batch.validate()
+        except (pa.ArrowException, OSError, EOFError) as error:
+            raise OutputError(
+                f"{self._rows} is damaged, at or after byte {start:,}: something else has changed "
+                f"it, or the disk has; pass --overwrite to start anew"
+            ) from error
+        return batch
 
     def _write_group(self, writer: pq.ParquetWriter, rows: int) -> None:
         table = pa.Table.from_batches(self._waiting)

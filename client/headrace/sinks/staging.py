@@ -84,7 +84,9 @@ class Staging:
         self.data = self.folder / f"data{output.suffix}"
         while True:
             with output_errors(self.folder):
-                self.folder.mkdir(exist_ok=True)
+                if not self.folder.is_dir():
+                    self.folder.mkdir(exist_ok=True)
+                    sync_folder(self.folder.parent)
                 self._handle = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 _lock(self._handle, self.output)

@@ -229,7 +229,8 @@ def test_a_complete_file_is_staged_again(tmp_path, monkeypatch, dtype, blocks):
     ids = pa.array([None if row == 8 else row for row in range(300)])
     complete, output = tmp_path / "complete.parquet", tmp_path / "out.parquet"
     write_parquet(complete, vectors, valid, dtype=dtype, ids=ids)
-    ends = stage_again(complete, output.with_name("rows.arrows"), blocks)
+    shape = {"whole": 300, "dimension": 8, "dtype": dtype}
+    ends = stage_again(complete, output.with_name("rows.arrows"), blocks, **shape)
     assert len(ends) == len(blocks)
     kept = blocks[-1] if blocks else 0
     sink = open_on(output, 8, dtype=dtype, id_type=pa.int64(), blocks=ends)
@@ -237,6 +238,20 @@ def test_a_complete_file_is_staged_again(tmp_path, monkeypatch, dtype, blocks):
     sink.finish()
     sink.close()
     assert output.read_bytes() == complete.read_bytes()
+
+
+@pytest.mark.parametrize("harm", [(0, 64), (100, 2000), (0, 4000)])
+def test_staged_rows_that_are_damaged_are_told_with_their_file(tmp_path, harm):
+    output, rows = tmp_path / "out.parquet", tmp_path / "rows.arrows"
+    sink = ParquetSink(output, rows, dimension=4, dtype="float32", id_type=pa.int64())
+    sink.write(*make_rows(500, 4), pa.array(range(500)), 0)
+    size = sink.size
+    sink.close()
+    with rows.open("r+b") as file:
+        file.seek(harm[0])
+        file.write(b"\xff" * (harm[1] - harm[0]))
+    with pytest.raises(OutputError, match=r"rows\.arrows is damaged.* --overwrite to start anew"):
+        open_on(output, 4, dtype="float32", id_type=pa.int64(), blocks=[size]).finish()
 
 
 def test_an_error_of_the_thread_that_writes_is_raised_and_what_is_staged_stays(tmp_path):
