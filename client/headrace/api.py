@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -146,7 +147,7 @@ def run(
     _check_files(config)
     files = _files_written(config)
     own = [files["errors file"], files["manifest"], partial_folder(config.output)]
-    own = [path.parent.resolve() / path.name for path in own]
+    own = [Path(os.path.realpath(path.parent)) / path.name for path in own]
     inputs = find_inputs(config.inputs, format=config.format, own=own)
     _check_not_an_input(config, inputs)
     counters = Counters()
@@ -188,7 +189,7 @@ def _check_files(config: EmbedConfig) -> None:
     """Checks that what will be written can be, and replaces nothing by accident."""
     check_output(config.output)
     files = _files_written(config)
-    if len({path.resolve() for path in files.values()}) < len(files):
+    if len({os.path.realpath(path) for path in files.values()}) < len(files):
         raise UsageError(f"the report {config.report} is another file of the run; name another")
     for name, path in files.items():
         if path.is_dir() or not path.absolute().parent.is_dir():
@@ -207,10 +208,13 @@ def _check_files(config: EmbedConfig) -> None:
 
 
 def _check_not_an_input(config: EmbedConfig, inputs: list[Input]) -> None:
-    read = {Path(item.path).resolve() for item in inputs if item.local}
+    read = {Path(os.path.realpath(item.path)) for item in inputs if item.local}
     for name, path in _files_written(config).items():
-        if path.resolve() in read:
+        if Path(os.path.realpath(path)) in read:
             raise UsageError(f"the {name} {path} is one of the inputs; name another file")
+    folder = partial_folder(config.output)
+    if any(path.parent == Path(os.path.realpath(folder)) for path in read):
+        raise UsageError(f"an input lies in {folder}, which is the run's own; move it out")
 
 
 @contextmanager

@@ -91,6 +91,6 @@ def feeders_within(budget: Budget, wanted: int, limit: int | None, *, asked: boo
     with_what = f"--feeders {wanted}" if asked else "this model and these settings"
     raise UsageError(
         f"--memory-limit: {with_what} may take {budget.total(least) / MIB:,.0f} MiB, and the limit "
-        f"is {limit / MIB:,.0f} MiB; raise it"
+        f"is {f'{limit / MIB:,.0f} MiB' if limit >= MIB else f'{limit} bytes'}; raise it"
         + (", or leave --feeders out" if asked and budget.total(0) <= limit else "")
     )

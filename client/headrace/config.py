@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -21,6 +22,7 @@ WordCacheChoice = Literal["keep", "run", "off"]
 MIB = 1 << 20
 FEEDERS_MAX = 64
 REQUEST_TIMEOUT = 120.0
+LONGEST_TIMEOUT = 30 * 86400  # seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,8 +129,9 @@ class EmbedConfig:
             ("block size", self.block_bytes, 1),
             ("block rows", self.block_rows, 1),
         ):
-            if value is not None and value < least:
+            if value is not None and not value >= least:  # nor NaN
                 raise UsageError(f"{option} must be at least {least}, not {value}")
+        self._check_values()
         for option, chosen, choices in (
             ("--format", self.format, FormatChoice),
             ("--id-type", self.id_type, IdType),
@@ -142,3 +145,22 @@ class EmbedConfig:
             if chosen not in get_args(choices):
                 known = ", ".join(get_args(choices))
                 raise UsageError(f"{option} must be one of {known}, not {chosen!r}")
+
+    def _check_values(self) -> None:
+        for option, seconds in (
+            ("--server-timeout", self.server_timeout),
+            ("--request-timeout", self.request_timeout),
+        ):
+            if seconds > LONGEST_TIMEOUT:
+                raise UsageError(f"{option} must be at most {LONGEST_TIMEOUT}, not {seconds}")
+        for option, text in (("--prompt", self.prompt), ("--text-field", self.text_field)):
+            if text is not None and not _is_utf8(text):
+                raise UsageError(f"{option} must be UTF-8, not {os.fsencode(text)!r}")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -26,6 +26,7 @@ from headrace.tokenizer import TextTokenizer
 from headrace.tokens import Tokens
 from headrace.transport import Slot, Transport
 
+_NO_NUMBER = "the model gives NaN for it; see its weights, or try --precision fp32"
 _POLL_SECONDS = 0.2  # how often whoever waits looks up
 
 
@@ -308,7 +309,8 @@ class Feeder:
         job, batch = slot.tag
         assert slot.vectors is not None
         with self._counters.timed("scatter"):
-            job.vectors[batch.rows] = self._cut(slot.vectors)
+            with np.errstate(over="ignore"):  # beyond float16 is infinity, as documented
+                job.vectors[batch.rows] = self._cut(slot.vectors)
             self._transport.release(slot)
         job.waiting -= 1
         job.rows += len(batch.rows)
@@ -348,12 +350,13 @@ class Feeder:
     def _finished(self, job: _Job) -> Iterator[Embedded]:
         block, counters = job.block, self._counters
         truncated = int(np.count_nonzero(block.tokens.truncated))
+        bad = (*block.bad, *self._not_numbers(job))
         counters.rows += len(block.bad)
-        counters.bad_rows += len(block.bad)
+        counters.bad_rows += len(bad)
         counters.truncated_rows += truncated
         counters.bytes_done = self._bytes_finished = block.bytes_done
         vectors = job.vectors[: block.rows]
-        vectors[[bad.row for bad in block.bad]] = np.nan
+        vectors[[each.row for each in bad]] = np.nan
         yield Embedded(
             index=block.index,
             file=block.file,
@@ -363,7 +366,7 @@ class Feeder:
             checksum=block.checksum,
             rows=block.rows,
             ids=block.ids,
-            bad=block.bad,
+            bad=tuple(sorted(bad, key=lambda each: each.row)),
             vectors=vectors,
             truncated_rows=truncated,
             tokens=job.tokens,
@@ -372,6 +375,28 @@ class Feeder:
         )
         if self._own:
             self._spare.append(job.vectors)
+
+    def _not_numbers(self, job: _Job) -> list[BadRow]:
+        """Returns the rows for which the model gives NaN, which else would look like bad rows.
+
+        Raises:
+            BadRowError: there is one, with ``on_error="fail"``.
+        """
+        block = job.block
+        vectors = job.vectors[: block.rows]
+        # Dividing by a norm that is none spreads it over the whole vector.
+        parts = vectors[:, :1] if self._contract.normalized else vectors
+        wrong = np.isnan(parts).any(1)
+        if not wrong.any():
+            return []
+        wrong[[each.row for each in block.bad]] = False
+        rows = np.flatnonzero(wrong).tolist()
+        if rows and self._config.on_error == "fail":
+            raise BadRowError(
+                f"{block.file}, row {block.first_row + rows[0]} of the run: {_NO_NUMBER}; or pass "
+                f"--on-error null or skip"
+            )
+        return [BadRow(row, None, _NO_NUMBER) for row in rows]
 
 
 def warm_up() -> None:

@@ -93,8 +93,16 @@ def check_kept(path: Path, size: int) -> None:
     Raises:
         OutputError: it is not there, or shorter.
     """
-    with output_errors(path):
-        found = path.stat().st_size
+    try:
+        with output_errors(path):
+            found = path.stat().st_size
+    except OutputError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise OutputError(
+                f"{path} is gone, and rows in it were made durable: something else has removed it; "
+                f"pass --overwrite to start anew"
+            ) from error
+        raise
     if found < size:
         raise OutputError(
             f"{path} has {found:,} bytes, and {size:,} were made durable: something else has cut "

@@ -110,10 +110,13 @@ class Input:
         if info.type == pafs.FileType.NotFound:
             raise InputError(f"{self.name}: has disappeared while it was read; put it back")
         if (info.size, info.mtime_ns) != (self.size, self.mtime):
+            how = f"{self.size} bytes before, {info.size} now"
+            if info.size == self.size:
+                how = "its time of change is another"
             raise ChangedInputError(
-                f"{self.name}: has changed while it was read ({self.size} bytes before, "
-                f"{info.size} now): rows of both states may have been embedded; let nothing write "
-                f"there and start anew with --overwrite, or, if it only grew, use --extend"
+                f"{self.name}: has changed while it was read ({how}): rows of both states may have "
+                f"been embedded; let nothing write there and start anew with --overwrite, or, if "
+                f"it only grew, use --extend"
             )
 
 

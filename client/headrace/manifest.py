@@ -209,7 +209,7 @@ def read_manifest(path: Path) -> Saved | None:
     complete = False
     size = len(lines[0])
     head = _parse(lines[0]) or {}
-    if head.get(_KEY) != SCHEMA or not isinstance(head.get("job"), dict):
+    if head.get(_KEY) != SCHEMA or not _is_job(head.get("job")):
         raise MachineError(
             f"{path} is not a manifest that this version of headrace reads; pass --overwrite to "
             f"start anew"
@@ -250,6 +250,14 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _is_job(found: Any) -> bool:
+    if not isinstance(found, dict) or not isinstance(found.get("inputs"), list):
+        return False
+    return all(
+        isinstance(each, dict) and isinstance(each.get("path"), str) for each in found["inputs"]
+    )
 
 
 def _record(found: dict[str, Any] | None, block: int) -> BlockRecord | None:

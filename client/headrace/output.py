@@ -48,6 +48,7 @@ class Output:
     Attributes:
         done: the blocks that earlier runs have made durable.
         complete: whether these are all, and the output is in place.
+        useless: whether something was there that no manifest told of.
         records: the same and those that this run has written.
     """
 
@@ -60,10 +61,12 @@ class Output:
         *,
         copied: bool,
         before: dict[str, Any],
+        useless: bool,
     ) -> None:
         """See :meth:`open`."""
         self.done = saved.records
         self.complete = saved.complete
+        self.useless = useless
         self.records: list[BlockRecord] = list(saved.records)
         self._job = saved.job
         self._config = config
@@ -109,6 +112,7 @@ class Output:
         staging = Staging(config.output)
         fresh, copied, before = not staging.path(MANIFEST).exists(), False, job
         try:
+            useless = fresh and staging.has_data()
             if fresh:  # what else is there, half a copy perhaps, is of no use
                 staging.clear()
             saved = None if config.overwrite else read_manifest(staging.path(MANIFEST))
@@ -123,7 +127,9 @@ class Output:
                 staging.clear()
                 Manifest.create(staging.path(MANIFEST), job, replaces=config.overwrite).close()
                 saved = _saved(staging)
-            return cls(config, contract, staging, saved, copied=copied, before=before)
+            return cls(
+                config, contract, staging, saved, copied=copied, before=before, useless=useless
+            )
         except BaseException:
             if fresh:
                 staging.discard()
@@ -143,10 +149,11 @@ class Output:
         if found and not config.extend:
             whole = os.path.lexists(staging.output) and staging.data.exists()
             leave = f", or remove that folder to leave {staging.output} as it is" if whole else ""
+            more = ", or pass --extend if inputs were only added to" if _only_inputs(found) else ""
             raise UsageError(
                 f"{staging.folder} holds an unfinished job that differs from this one: "
                 f"{listed(found)}; restore what differs to go on with it, or pass --overwrite to "
-                f"start anew{leave}"
+                f"start anew{more}{leave}"
             )
         if os.path.lexists(staging.output) and not saved.replaces and staging.data.exists():
             raise UsageError(
@@ -426,6 +433,10 @@ class Output:
                 f"{embedded.file}: its ids are of type {ids.type}, those of the run {id_type}; "
                 f"pass --id-type string, or embed the files apart"
             ) from error
+
+
+def _only_inputs(found: Sequence[str]) -> bool:
+    return all(each.startswith("input") for each in found)
 
 
 def _saved(staging: Staging) -> Saved:

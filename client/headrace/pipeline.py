@@ -113,8 +113,9 @@ def run(
     feeders, memory_bytes = _within_limit(config, connection, inputs, rows)
     line = ProgressLine(total_bytes(inputs), quiet=config.quiet)
     output = Output.open(config, contract, identity, inputs)
+    for told in _found(output, inputs, config):
+        line.notice(told)
     if output.done:
-        line.notice(_resumed(output, inputs))
         counters.bytes_done = counters.bytes_resumed = output.done[-1].bytes_done
     seconds, cpu_seconds, in_order = 0.0, 0.0, False
     reading = Reading(config, inputs, rows, counters, done=output.done, stop=stop)
@@ -202,13 +203,21 @@ def _totals(records: Sequence[BlockRecord]) -> dict[str, Any]:
     return {"rows": records[-1].written if records else 0, "padding": padding, **totals}
 
 
+def _found(output: Output, inputs: list[Input], config: EmbedConfig) -> Iterator[str]:
+    """Says what of earlier runs was found."""
+    if output.useless:
+        yield f"{partial_folder(config.output)} had no manifest, so nothing in it was of use"
+    if output.done:
+        yield _resumed(output, inputs)
+
+
 def _resumed(output: Output, inputs: list[Input]) -> str:
     """Says what of a job is done already, and what is left."""
     last = output.done[-1]
     ends = list(accumulate(each.size or 0 for each in inputs))
     left = sum(
-        number > last.input or (number == last.input and end > last.bytes_done)
-        for number, end in enumerate(ends)
+        number > last.input or (number == last.input and (end > last.bytes_done or size is None))
+        for number, (end, size) in enumerate(zip(ends, (each.size for each in inputs), strict=True))
     )
     of = f"{left:,} of {len(inputs):,} {'file' if len(inputs) == 1 else 'files'}"
     return f"going on: {last.written:,} rows are done already, {of} left"
@@ -216,7 +225,8 @@ def _resumed(output: Output, inputs: list[Input]) -> str:
 
 def _how_to_go_on(config: EmbedConfig, kept: int, error: BaseException) -> str:
     rows = f"{kept:,} rows are kept in {partial_folder(config.output)}"
-    if isinstance(error, UsageError | ChangedInputError):  # which would come again
+    # Such as would come again, or say themselves what to do.
+    if isinstance(error, UsageError | ChangedInputError) or "--overwrite" in str(error):
         return rows
     how = "the same command without --overwrite" if config.overwrite else "the same command"
     return f"{rows}; {how} goes on from there"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -108,8 +109,17 @@ class Report:
         Raises:
             OutputError: the file cannot be written.
         """
+        fresh = path.with_name(f".{path.name[:200]}.{os.getpid()}.new")
+        data = f"{self.to_json()}\n".encode(errors="surrogateescape")
         try:
-            path.write_text(self.to_json() + "\n", encoding="utf-8", errors="surrogateescape")
+            if path.exists() and not path.is_file():  # a pipe, or /dev/stdout
+                path.write_bytes(data)
+                return
+            try:
+                fresh.write_bytes(data)
+                fresh.replace(os.path.realpath(path))
+            finally:
+                fresh.unlink(missing_ok=True)
         except OSError as error:
             raise OutputError(
                 f"the report {path} cannot be written ({error.strerror}); the output is complete"

@@ -37,6 +37,7 @@ from headrace_launcher.processes import (
 from headrace_launcher.triton import STUB, TritonInstallation
 
 STARTUP_SECONDS = 300.0
+STUB_MIB = 4  # of shared memory for a model that Triton's Python backend hosts
 STOP_SECONDS = 15.0
 WATCH_SECONDS = 0.5
 OBITUARY_SECONDS = 2.0
@@ -162,7 +163,7 @@ class Server:
                 if self._wait_until_ready():
                     self._watch_models()
                     return
-                reason = self.log_errors()
+                reason = self._why_not_ready()
                 self._end_process()
                 if "address already in use" not in reason.lower() or 0 not in self._ports:
                     break
@@ -182,6 +183,21 @@ class Server:
                 # Of the links, not what they lead to.
                 shutil.rmtree(self._scratch, ignore_errors=True)
             self._log.close()
+
+    def _why_not_ready(self) -> str:
+        """Returns why the process did not become ready."""
+        status = self.poll()
+        if status is not None and status < 0:
+            return f"it was ended by {signal.Signals(-status).name}"
+        said = self.log_errors()
+        if "shared memory key" in said:
+            free = shutil.disk_usage(SHM).free / 2**20
+            return (
+                f"{SHM} is too small or cannot be written: {STUB_MIB * len(self._models)} MiB are "
+                f"needed there for the server, and {free:.1f} MiB are free; enlarge it "
+                f"(containers: --ipc=host or --shm-size); it said: {said}"
+            )
+        return said
 
     def _remove_regions(self) -> None:
         for region in SHM.glob(f"{self._shm_prefix}*"):

@@ -73,13 +73,17 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """
     try:
         try_tokenizer(path)
-        return Tokenizer.from_buffer(path.read_bytes())  # a path need not be UTF-8
+        tokenizer = Tokenizer.from_buffer(path.read_bytes())  # a path need not be UTF-8
     except Exception as error:  # `tokenizers` raises bare Exception
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(
             f"{path} is not a readable tokenizer.json ({reason}); download or export the model "
             "again"
         ) from error
+    # Not used here, and a file may ask for any length.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 def _contradictions(

@@ -189,7 +189,9 @@ def _wheel(folder: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode != 0 or not wheels:
-        said = [line for line in done.stderr.splitlines() if "ERROR" in line or "No module" in line]
+        telling = ("ERROR: ", "Error: ", "No module")
+        said = [line for line in done.stderr.splitlines() if any(word in line for word in telling)]
+        said = [line for line in said if line != "ERROR: Exception:"]
         raise MachineError(
             f"the Triton server could not be downloaded ({'; '.join(said) or 'pip said nothing'}); "
             f"it needs x86-64 Linux with glibc 2.35 or later, pip, and a package index; offline, "

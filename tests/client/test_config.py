@@ -34,6 +34,11 @@ def test_the_defaults_are_valid():
         ({"engine": "tpu"}, "--engine"),
         ({"id_type": "float"}, "--id-type"),
         ({"block_rows": 0}, "block rows"),
+        ({"request_timeout": float("nan")}, "--request-timeout must be at least 1"),
+        ({"request_timeout": float("inf")}, "--request-timeout must be at most"),
+        ({"server_timeout": float("nan")}, "--server-timeout must be at least 0"),
+        ({"prompt": "a\udcff"}, r"--prompt must be UTF-8, not b'a\\xff'"),
+        ({"text_field": "\udcff"}, "--text-field must be UTF-8"),
     ],
 )
 def test_bad_settings_are_said_in_one_line(change, said):

@@ -17,6 +17,7 @@ from headrace import contract
 from headrace.errors import HeadraceError, TokenizationError, UsageError
 from headrace.tokenizer import TextTokenizer
 from headrace.tokenizerfile import tokenizer_errors
+from headrace_launcher.tokenizer import load_tokenizer
 
 TEXTS = pa.array(["", "a b", "hello b\u00e9 \U0001f600"])
 REGEX = {"type": "Replace", "pattern": {"Regex": ""}, "content": "x" * 10_000}
@@ -79,6 +80,18 @@ def sound():
 
 def use(path, **options):
     return TextTokenizer(path, max_length=20, **options).encode(TEXTS)
+
+
+@pytest.mark.parametrize("word_cache", ["run", "off"])
+def test_padding_to_a_length_that_takes_all_memory_is_not_done(sound, tmp_path, word_cache):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(sound))
+    want = use(path, word_cache=word_cache)
+    padding = {"strategy": {"Fixed": 10**9}, "direction": "Right", "pad_to_multiple_of": None}
+    padding |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "[UNK]"}
+    path.write_text(json.dumps(sound | {"padding": padding}))
+    assert use(path, word_cache=word_cache).ids.tolist() == want.ids.tolist()
+    assert len(load_tokenizer(path).encode("a").ids) == 1
 
 
 @pytest.mark.parametrize("word_cache", ["run", "off"])

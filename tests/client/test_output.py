@@ -317,6 +317,48 @@ def test_half_a_copy_is_never_put_in_place(open_job, path, left):
     assert {each: each.read_bytes() for each in path.parent.iterdir()} == before
 
 
+def test_staged_rows_without_a_manifest_are_told_of(open_job, path):
+    output = open_job(path)
+    assert not output.useless
+    write(output, 0)
+    output.keep()
+    (path.with_name(path.name + ".partial") / "manifest.jsonl").unlink()
+    output = open_job(path)
+    assert output.useless
+    assert output.rows == 0
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+@pytest.mark.parametrize("name", ["data", "manifest.jsonl"])
+def test_what_is_no_file_in_the_folder_is_somebody_elses(open_job, path, tmp_path, kind, name):
+    partial = path.with_name(path.name + ".partial")
+    partial.mkdir()
+    place = partial / (name if "." in name else f"{name}{path.suffix}")
+    other = tmp_path / "precious"
+    other.write_text("mine")
+    if kind == "link":
+        place.symlink_to(other)
+    else:
+        os.mkfifo(place)
+    with pytest.raises(OutputError, match="holds files that headrace did not write"):
+        open_job(path, overwrite=True)
+    assert other.read_text() == "mine"
+
+
+@pytest.mark.parametrize("inputs", [5, [5], [{"path": 7}], None])
+def test_a_manifest_whose_inputs_are_none_is_refused(open_job, path, inputs):
+    output = open_job(path)
+    write(output, 0)
+    output.keep()
+    manifest = path.with_name(path.name + ".partial") / "manifest.jsonl"
+    head, *rest = manifest.read_text().splitlines(keepends=True)
+    job = json.loads(head)
+    job["job"]["inputs"] = inputs
+    manifest.write_text(json.dumps(job) + "\n" + "".join(rest))
+    with pytest.raises(MachineError, match="not a manifest that this version"):
+        open_job(path)
+
+
 def test_a_crashed_runs_leftover_without_a_manifest_is_replaced(open_job, path):
     leftover = path.with_name(path.name + ".partial")
     leftover.mkdir()

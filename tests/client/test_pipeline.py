@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from client.fakes import FakeTransport, vector_of
+from client.fakes import FakeTransport, vector_of, vectors_of
 from headrace import pipeline
 from headrace.config import EmbedConfig
 from headrace.contract import Bucket, file_hash
@@ -99,6 +99,40 @@ def test_row_i_of_the_output_is_record_i_of_the_input(
     assert fake.most_in_flight <= fake.slots
     if texts:
         np.testing.assert_array_equal(vectors, want(reference, texts))
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+@pytest.mark.parametrize("output", ["out.npy", "out.parquet"])
+@pytest.mark.parametrize("on_error", ["null", "skip", "fail"])
+def test_a_model_that_gives_nan_is_told_of(
+    run, make_contract, monkeypatch, tmp_path, output, on_error, normalized
+):
+    """As weights that overflow in half precision do, for some rows."""
+
+    def broken(ids, mask, dimension):
+        vectors = vectors_of(ids, mask, dimension)
+        vectors[mask.sum(1) == 5, 0 if normalized else 3] = np.nan
+        return vectors
+
+    monkeypatch.setattr("client.fakes.vectors_of", broken)
+    source = jsonl(tmp_path / "in.jsonl", [{"text": text} for text in ("a", "b c d", "e", 7, "f")])
+    settings = {"output": output, "on_error": on_error, "normalize": normalized}
+    settings["contract"] = {"normalized": normalized}
+    if on_error == "fail":
+        source = jsonl(source, [{"text": text} for text in ("a", "b c d", "e")])
+        with pytest.raises(BadRowError, match=r"row 1 of the run: the model gives NaN for it"):
+            run(source, **settings)
+        return
+    report, _, _ = run(source, **settings)
+    assert report.bad_rows == 2
+    bad = [json.loads(line) for line in Path(report.errors_file).read_text().splitlines()]
+    assert [each["row"] for each in bad] == [1, 3]
+    assert "the model gives NaN" in bad[0]["reason"]
+    if output == "out.npy":
+        gone = np.isnan(np.load(tmp_path / output)).all(1).tolist()
+    else:
+        gone = pq.read_table(tmp_path / output)["embedding"].is_null().to_pylist()
+    assert gone == ([False, True, False, True, False] if on_error == "null" else [False] * 3)
 
 
 def test_bad_rows_are_kept_as_nan_and_described(run, reference, tmp_path):

@@ -286,6 +286,12 @@ def test_nothing_that_is_read_or_was_there_is_written_over(headrace, tmp_path):
     fails(headrace.embed("in.npy", *text, output="kept.npy"), 2, "errors", "--overwrite")
     own = headrace.embed("kept.npy.errors.jsonl", "--overwrite", output="kept.npy")
     fails(own, 2, "one of the inputs")
+    partial = headrace.folder / "p.npy.partial"
+    partial.mkdir()
+    (partial / "manifest.jsonl").write_text('{"text": "a"}\n')
+    inside = headrace.embed(partial / "manifest.jsonl", output="p.npy")
+    fails(inside, 2, "which is the run's own; move it out")
+    assert (partial / "manifest.jsonl").read_text() == '{"text": "a"}\n'
     assert (tmp_path / "in.npy").read_bytes() == data
     assert (tmp_path / "kept.npy.errors.jsonl").read_bytes() == data
 

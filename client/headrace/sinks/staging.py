@@ -104,6 +104,10 @@ class Staging:
         """Returns the path of a file in the folder."""
         return self.folder / name
 
+    def has_data(self) -> bool:
+        """Returns whether there are rows in the folder."""
+        return any(path.exists() for path in (self.data, self.path(ROWS)))
+
     def clear(self) -> None:
         """Removes all of the folder's files: first the manifest, which tells of the others.
 
@@ -175,7 +179,11 @@ class Staging:
     def _check_strangers(self) -> None:
         known = {self.data.name, MANIFEST, f"{MANIFEST}.new", ERRORS, ROWS}
         with output_errors(self.folder):
-            strangers = sorted({entry.name for entry in self.folder.iterdir()} - known)
+            strangers = sorted(
+                entry.name
+                for entry in os.scandir(self.folder)
+                if entry.name not in known or not entry.is_file(follow_symlinks=False)
+            )
         if strangers:
             raise OutputError(
                 f"{self.folder} holds files that headrace did not write ({strangers[0]!r}); "

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import shutil
 import weakref
 from contextlib import suppress
 from pathlib import Path
@@ -118,8 +119,8 @@ class _Region:
             if error.errno not in {errno.ENOSPC, errno.ENOMEM, errno.EDQUOT}:
                 raise
             raise MachineError(
-                f"{SHM} is too small: {size / 2**20:.0f} MiB are needed there; enlarge it "
-                f"(containers: --ipc=host or --shm-size), or use --transport grpc"
+                f"{SHM} is too small: {size / 2**20:.0f} MiB more are needed there{_room()}; "
+                f"enlarge it (containers: --ipc=host or --shm-size), or use --transport grpc"
             ) from error
         finally:
             os.close(descriptor)
@@ -132,6 +133,13 @@ class _Region:
         """Unlinks the object; the memory goes when the last view of it does."""
         self.gone = True
         self._unlink()
+
+
+def _room() -> str:
+    with suppress(OSError):
+        room = shutil.disk_usage(SHM)
+        return f", and of {room.total / 2**20:.0f} MiB {room.free / 2**20:.1f} are free"
+    return ""
 
 
 def sweep(client: triton.InferenceServerClient | None = None) -> None:
