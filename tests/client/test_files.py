@@ -61,7 +61,5 @@ def test_a_file_that_is_shorter_than_it_was_is_never_padded(path, size):
 
 
 def test_a_file_that_is_gone(path):
-    with pytest.raises(
-        OutputError, match="is gone, and rows in it were made durable"
-    ):
+    with pytest.raises(OutputError, match="is gone, and rows in it were made durable"):
         open_kept(path, 4)
