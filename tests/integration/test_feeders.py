@@ -286,7 +286,7 @@ def test_feeders_that_cannot_start_end_the_run_with_their_reason(embed, corpus, 
 def test_a_full_disk_under_a_feeder_is_one_error(server, repository, corpus, tmp_path):
     code = (
         "import headrace, resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (900_000, 900_000)); "
         f"headrace.embed({str(corpus)!r}, 'out.npy', model={NULL!r}, "
         f"server={server.endpoints.grpc!r}, repository={str(repository)!r}, feeders=2, "
         f"block_rows=50, transport='grpc', word_cache='run')"
