@@ -24,7 +24,12 @@ PARAMETER = "headrace"
 INPUT_IDS = "input_ids"
 ATTENTION_MASK = "attention_mask"
 EMBEDDING = "embedding"
+TEXT = "text"
+TOKENS = "tokens"
+TEXT_PARAMETER = "headrace_text"
 TOKENIZER_FILE = "tokenizer.json"
+ALONE = "alone"
+"""Parameter of a request that is to be computed as it was sent, with no other's rows."""
 SERVER_NAME = r"headrace-.*?(-http-(?P<http>\d+))?(-gpus-(?P<gpus>[^ ]+))?"
 """What a Triton server that headrace has started is called: a pattern.
 
@@ -165,6 +170,16 @@ class Contract:
         if (wrong := next(_faults(contract), None)) is not None:
             raise ValueError(f"the model's headrace settings have an impossible {wrong}; {remedy}")
         return contract
+
+
+def text_name(name: str) -> str:
+    """Returns the name of the model that takes texts, of an entry of that name."""
+    return f"{name}-text"
+
+
+def tokenize_name(name: str) -> str:
+    """Returns the name of the model that tokenizes for :func:`text_name`."""
+    return f"{name}-tokenize"
 
 
 def is_name(text: str) -> bool:

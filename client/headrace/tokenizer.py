@@ -15,6 +15,7 @@ from headrace.config import WordCacheChoice
 from headrace.contract import file_hash
 from headrace.errors import MachineError, TokenizationError, UsageError
 from headrace.newwords import NewWords
+from headrace.plaintokens import encode_plainly, truncation_side
 from headrace.separable import NotSeparableError, Recipe, read_recipe
 from headrace.tokenizerfile import read_tokenizer, tokenizer_errors
 from headrace.tokens import Tokens, WordCounts, differing_rows
@@ -87,7 +88,7 @@ class TextTokenizer:
                 f"--max-length {max_length} leaves no room for text beside the {special} special "
                 f"tokens; give at least {special + 1}"
             )
-        self._side = (self._tokenizer.truncation or {}).get("direction", "right")
+        self._side = truncation_side(self._tokenizer)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._max_length = max_length
@@ -191,20 +192,19 @@ class TextTokenizer:
         ids: list[NDArray[np.int32]] = []
         lengths = np.zeros(len(texts) + 1, np.int64)
         truncated = np.zeros(len(texts), np.bool_)
-        self._tokenizer.enable_truncation(self._max_length, direction=self._side)
-        try:
-            for start in range(0, len(texts), _ROWS_AT_ONCE):
-                rows = texts.slice(start, _ROWS_AT_ONCE).to_pylist()
-                if self._prompt:
-                    rows = [self._prompt + text for text in rows]
-                with tokenizer_errors():
-                    encodings = self._tokenizer.encode_batch_fast(rows)
-                for row, encoding in enumerate(encodings, start):
-                    ids.append(np.array(encoding.ids, np.int32))
-                    lengths[row + 1] = len(ids[-1])
-                    truncated[row] = bool(encoding.overflowing)
-        finally:
-            self._tokenizer.no_truncation()
+        for start in range(0, len(texts), _ROWS_AT_ONCE):
+            with tokenizer_errors():
+                encodings = encode_plainly(
+                    self._tokenizer,
+                    texts.slice(start, _ROWS_AT_ONCE).to_pylist(),
+                    max_length=self._max_length,
+                    side=self._side,
+                    prompt=self._prompt,
+                )
+            for row, encoding in enumerate(encodings, start):
+                ids.append(np.array(encoding.ids, np.int32))
+                lengths[row + 1] = len(ids[-1])
+                truncated[row] = bool(encoding.overflowing)
         return Tokens(
             ids=np.concatenate(ids) if ids else np.zeros(0, np.int32),
             offsets=np.cumsum(lengths),

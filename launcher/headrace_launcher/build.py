@@ -26,6 +26,7 @@ from headrace_launcher.engines.target import PLANS, Target, choose
 from headrace_launcher.models import Model, find_model
 from headrace_launcher.place import Place
 from headrace_launcher.repository import Host
+from headrace_launcher.textmodels import ensure_text_models
 from headrace_launcher.tokenizer import check_tokenizer, load_tokenizer
 from headrace_launcher.triton import has_backend
 
@@ -204,6 +205,11 @@ def build(
             tokenizer=found.tokenizer,
             write_engine=write,
         )
+        if not ensure_text_models(repository, contract):
+            notice(
+                f"{contract.name} has no model that takes texts beside it: another model has the "
+                f"name of one; give this one another --name"
+            )
     return Entry(folder=folder, contract=contract, built=True)
 
 

@@ -7,7 +7,8 @@ is loaded can be code.
 Triton's TensorRT backend computes what its dynamic batcher has joined, and TensorRT does not
 promise that a row's last bit is the same in a batch of another size. Online callers want their
 requests joined; a run, which has the server to itself and sends full batches, wants the same bytes
-each time: for it the configs are without dynamic batching.
+each time: for it the configs are without dynamic batching; and without the warming up, which would
+only make it wait.
 """
 
 from __future__ import annotations
@@ -36,10 +37,11 @@ def link_entries(repository: Path, names: Sequence[str], folder: Path, *, joined
     for name in names:
         entry = repository / name
         config = None if joined else read_config(entry)
-        if config is None or not config.HasField("dynamic_batching"):
+        if config is None or not (config.HasField("dynamic_batching") or config.model_warmup):
             (folder / name).symlink_to(entry.absolute())
             continue
         config.ClearField("dynamic_batching")
+        config.ClearField("model_warmup")
         (folder / name).mkdir()
         for path in entry.iterdir():
             if path.name != CONFIG_FILE:

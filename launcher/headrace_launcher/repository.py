@@ -37,17 +37,31 @@ from headrace_launcher.engines.tensorrt import PLAN_FILE
 CONFIG_FILE = "config.pbtxt"
 KEY_PARAMETER = "headrace_key"
 VERSION_FOLDER = "1"
-_SCRATCH_PREFIX = ".build-"
+SCRATCH_PREFIX = ".build-"
 _ENGINE_FILES = ("model.plan", "model.xml", "model.bin")
 HOSTED_FILES = tuple(sorted((Path(__file__).parent / "hosted").glob("[a-z]*.py")))
 """What Triton's Python backend runs: ``model.py`` and what it imports."""
 PLAN_PARAMETER = "headrace_plan"
 FILES_PARAMETER = "headrace_files"
-CONFIG_VERSION = 2
+CONFIG_VERSION = 3
 """Part of an entry's key: raise it whenever another config is written for the same entry."""
 # Rows of online callers' requests that run together. Triton captures a CUDA graph of each of these
 # sizes (and of the largest) at each bucket's longest row.
 _TOGETHER = (1, 2, 4, 8, 16, 32)
+_WARM_LENGTH = 512  # on a CPU a row of thousands of tokens takes seconds
+_ONES = "ones-"
+WARM_UP_FOLDER = "warmup"  # as Triton calls it
+_WHY = """\
+dynamic_batching: requests that wait while the engine is busy are computed together.
+max_queue_delay_microseconds is not set: no request waits for others to come. Under load they come
+  by themselves; without load waiting would only make the one that is there slower.
+preferred_batch_size is not set where headrace hosts the engine: every size runs alike. Triton's own
+  TensorRT backend has those that a CUDA graph is kept for.
+default_queue_policy and priority_levels are not set: with any of them (max_queue_size, time-outs,
+  priorities) Triton 2.51 now and then forgets a request for 500 ms when there is only one caller;
+  headrace's docs/serving.md has the measurement. How many may wait, and how long, the gateway says;
+  runs over files make room with --share.
+allow_ragged_batch: rows of all lengths are taken over at once, and sorted into buckets here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,8 +182,15 @@ def entry_config(contract: Contract, host: Host, *, key: str) -> pb.ModelConfig:
     config.version_policy.specific.versions.append(int(VERSION_FOLDER))
     config.parameters[PARAMETER].string_value = contract.to_json()
     config.parameters[KEY_PARAMETER].string_value = key
+    config.dynamic_batching.SetInParent()
+    if host.backend == "python":
+        for tensor in config.input:
+            tensor.allow_ragged_batch = True
     if not contract.capability:
         config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
+        for bucket in contract.buckets:
+            if bucket.max_length <= _WARM_LENGTH:
+                _warm_up(config, bucket, mask=True)
         return config
     config.parameters[PLAN_PARAMETER].string_value = host.plan
     group = config.instance_group.add(
@@ -179,6 +200,8 @@ def entry_config(contract: Contract, host: Host, *, key: str) -> pb.ModelConfig:
         # Batches that lie in a GPU's memory are to stay there (python_backend README, "Input
         # Tensor Device Placement").
         config.parameters["FORCE_CPU_ONLY_INPUT_TENSORS"].string_value = "no"
+        for bucket in contract.buckets:
+            _warm_up(config, bucket, mask=True)
     else:
         config.platform = "tensorrt_plan"
         config.default_model_filename = PLAN_FILE
@@ -208,17 +231,41 @@ def _tune(config: pb.ModelConfig, contract: Contract) -> None:
         _warm_up(config, bucket)
 
 
-def _warm_up(config: pb.ModelConfig, bucket: Bucket) -> None:
+def config_text(config: pb.ModelConfig, why: str) -> str:
+    """Returns a ``config.pbtxt``, with the reasons for what is set in comments at its beginning."""
+    comments = "".join(f"# {line}\n" for line in why.splitlines())
+    return comments + str(text_format.MessageToString(config, as_utf8=True))
+
+
+def _warm_up(config: pb.ModelConfig, bucket: Bucket, *, mask: bool = False) -> None:
     """Has Triton run a batch of one row of a bucket before the model is ready.
 
     Its ids are 0, which every vocabulary has, and not random numbers, which none may have.
+
+    Args:
+        config: the entry's.
+        bucket: which.
+        mask: whether all of the row is to be tokens, since padding would be cut off.
     """
     sample = config.model_warmup.add(name=f"length {bucket.max_length}", batch_size=1)
     for name in (INPUT_IDS, ATTENTION_MASK):
         data = sample.inputs[name]
         data.data_type = pb.TYPE_INT32
         data.dims.append(bucket.max_length)
-        data.zero_data = True
+        if mask and name == ATTENTION_MASK:
+            data.input_data_file = f"{_ONES}{bucket.max_length}"
+        else:
+            data.zero_data = True
+
+
+def _write_warm_up(config: pb.ModelConfig, folder: Path) -> None:
+    """Writes the files that the samples of a config name into an entry's folder."""
+    for sample in config.model_warmup:
+        for data in sample.inputs.values():
+            if data.input_data_file:
+                (folder / WARM_UP_FOLDER).mkdir(exist_ok=True)
+                ones = b"\1\0\0\0" * int(data.input_data_file.removeprefix(_ONES))
+                (folder / WARM_UP_FOLDER / data.input_data_file).write_bytes(ones)
 
 
 def find_plan(repository: Path, plan: str) -> Path | None:
@@ -283,7 +330,7 @@ def publish(
             f"pass another --repository"
         )
     try:
-        with tempfile.TemporaryDirectory(dir=repository, prefix=_SCRATCH_PREFIX) as scratch:
+        with tempfile.TemporaryDirectory(dir=repository, prefix=SCRATCH_PREFIX) as scratch:
             fresh = Path(scratch) / "new"
             version = fresh / VERSION_FOLDER
             version.mkdir(parents=True)
@@ -291,9 +338,10 @@ def publish(
             for path in HOSTED_FILES if config.backend == "python" else ():
                 shutil.copyfile(path, version / path.name)
             shutil.copyfile(tokenizer, fresh / TOKENIZER_FILE)
+            _write_warm_up(config, fresh)
             config.parameters[FILES_PARAMETER].string_value = json.dumps(_sizes(fresh))
-            (fresh / CONFIG_FILE).write_text(text_format.MessageToString(config, as_utf8=True))
-            _sync_tree(fresh)
+            (fresh / CONFIG_FILE).write_text(config_text(config, _WHY if config.input else ""))
+            sync_tree(fresh)
             if final.exists():
                 final.rename(Path(scratch) / "old")
             fresh.rename(final)
@@ -322,12 +370,13 @@ def locked(repository: Path) -> Iterator[None]:
         ) from error
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        for left in repository.glob(f"{_SCRATCH_PREFIX}*"):  # by a builder that was killed
+        for left in repository.glob(f"{SCRATCH_PREFIX}*"):  # by a builder that was killed
             shutil.rmtree(left, ignore_errors=True)
         yield
 
 
-def _sync_tree(folder: Path) -> None:
+def sync_tree(folder: Path) -> None:
+    """Makes all files of a folder durable."""
     for path in sorted(folder.rglob("*")):
         descriptor = os.open(path, os.O_RDONLY)
         try:

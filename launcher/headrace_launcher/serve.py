@@ -10,7 +10,8 @@ from headrace.contract import Contract, is_name
 from headrace.errors import MachineError, UsageError
 from headrace_launcher.build import Entry, build
 from headrace_launcher.engines.target import misfit
-from headrace_launcher.repository import damage, devices_of, read_entry
+from headrace_launcher.repository import damage, devices_of, locked, read_entry
+from headrace_launcher.textmodels import are_current, ensure_text_models, text_models
 
 _REMEDY = "build it again on this machine: headrace build MODEL"
 
@@ -58,6 +59,35 @@ def entry_names(
     for line in left_out:
         notice(line)
     return names
+
+
+def with_text_models(
+    names: Sequence[str], repository: Path, *, notice: Callable[[str], None] = lambda _: None
+) -> list[str]:
+    """Returns the names of entries and of the models beside them that take texts.
+
+    Args:
+        names: of entries.
+        repository: the model repository; what is missing in it is made.
+        notice: told in a line which entry has no such model, and why.
+    """
+    found = list(names)
+    for name in names:
+        entry = read_entry(repository / name)
+        assert entry is not None  # it was looked at just now
+        try:
+            there = are_current(repository, entry[0])
+            if not there:
+                with locked(repository):
+                    there = ensure_text_models(repository, entry[0])
+            why = "another model has the name of one"
+        except MachineError as error:
+            there, why = False, str(error)
+        if there:
+            found.extend(text_models(name))
+        else:
+            notice(f"{name} takes no texts: {why}")
+    return found
 
 
 def _entry_name(model: str, repository: Path, built: Callable[[str], Entry]) -> str:

@@ -238,7 +238,7 @@ class Server:
         if self._scratch is not None:
             text = text.replace(str(self._scratch / "models"), str(self._repository))
         # Triton says these on every machine without a GPU; they are never the reason.
-        harmless = ("CudaDriverHelper", "NVML", "CUDA memory pool", "GPU metrics")
+        harmless = ("CudaDriverHelper", "NVML", "CUDA memory pool", "GPU metrics", "create stream")
         said = [
             line
             for line in text.splitlines()

@@ -46,10 +46,12 @@ def test_an_entry_has_all_that_triton_and_a_client_need(model, repository):
     assert files == {
         "1",
         "1/model.bin",
-        *(f"1/{name}.py" for name in ("cpu", "device", "engine", "gpu", "model", "null")),
+        *(f"1/{path.name}" for path in repo.HOSTED_FILES),
         "1/model.xml",
         "config.pbtxt",
         "tokenizer.json",
+        "warmup",
+        *(f"warmup/ones-{bucket.max_length}" for bucket in entry.contract.buckets),
     }
     contract, _ = repo.read_entry(entry.folder)
     assert contract == entry.contract
@@ -206,7 +208,12 @@ def test_a_build_that_fails_leaves_the_old_entry_and_no_scratch(model, repositor
     with pytest.raises(MachineError, match="No space left"):
         build(str(model), repository=repository, force=True)
     assert repo.read_entry(first.folder)[0] == first.contract
-    assert sorted(path.name for path in repository.iterdir()) == [".lock", "tiny"]
+    assert sorted(path.name for path in repository.iterdir()) == [
+        ".lock",
+        "tiny",
+        "tiny-text",
+        "tiny-tokenize",
+    ]
 
 
 @pytest.mark.parametrize("config", [None, "", "not { a config", "name: 'x'", b"\xff\xfe"])

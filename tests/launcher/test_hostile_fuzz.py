@@ -112,7 +112,7 @@ def unigram() -> Tokenizer:
 @pytest.fixture(autouse=True)
 def _not_synced(monkeypatch):
     """Entries are made by the hundred; none must outlive a power cut."""
-    monkeypatch.setattr("headrace_launcher.repository._sync_tree", lambda _: None)
+    monkeypatch.setattr("headrace_launcher.repository.sync_tree", lambda _: None)
 
 
 @pytest.fixture

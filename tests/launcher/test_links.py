@@ -25,12 +25,19 @@ def joining(repository, tmp_path):
     return folder
 
 
-def test_all_is_as_it_was_but_for_the_joining(joining, tmp_path):
+def test_all_is_as_it_was_but_for_the_joining_and_the_warming_up(joining, tmp_path):
+    plain = read_config(joining / "other")
+    plain.ClearField("dynamic_batching")
+    plain.ClearField("model_warmup")
+    (joining / "other" / CONFIG_FILE).write_text(text_format.MessageToString(plain))
     link_entries(joining, [NULL, "other"], tmp_path / "links", joined=False)
     was, now = read_config(joining / NULL), read_config(tmp_path / "links" / NULL)
     assert was.HasField("dynamic_batching")
+    assert was.model_warmup
     assert not now.HasField("dynamic_batching")
+    assert not now.model_warmup
     was.ClearField("dynamic_batching")
+    was.ClearField("model_warmup")
     assert now == was
     assert (tmp_path / "links" / "other").is_symlink()
     names = [

@@ -16,7 +16,7 @@ import numpy as np
 import tritonclient.grpc as triton
 from numpy.typing import NDArray
 
-from headrace.contract import ATTENTION_MASK, EMBEDDING, INPUT_IDS, Contract
+from headrace.contract import ALONE, ATTENTION_MASK, EMBEDDING, INPUT_IDS, Contract
 from headrace.errors import MachineError, ServerError, ServerLostError
 
 GRACE_SECONDS = 5.0  # for the request's own deadline to be told
@@ -203,12 +203,23 @@ class Transport(ABC):
 
         with self._losing(), server_errors("the request could not be sent"):
             self._client.async_infer(
-                self._model, inputs, answered, outputs=[output], client_timeout=self._patience
+                self._model,
+                inputs,
+                answered,
+                outputs=[output],
+                parameters={ALONE: True},
+                client_timeout=self._patience,
             )
         self._in_flight += 1
 
-    def collect(self) -> Slot:
+    def collect(self, within: float | None = None) -> Slot | None:
         """Waits for the next answer and returns its slot, with ``vectors`` set.
+
+        Args:
+            within: seconds to wait; None waits as long as an answer may take.
+
+        Returns:
+            The slot; None where there is no answer ``within`` so long.
 
         Raises:
             ServerLostError: the server answered with an error, or not at all: it may do better
@@ -216,9 +227,12 @@ class Transport(ABC):
             ServerError: the answer is not what the model's settings promise.
         """
         with self._losing():
+            most = self._patience + GRACE_SECONDS
             try:
-                slot = self._wait(self._patience + GRACE_SECONDS)
+                slot = self._wait(most if within is None else min(within, most))
             except queue.Empty:
+                if within is not None and within < most:
+                    return None
                 raise self._hangs() from None
             self._in_flight -= 1
             if slot.failure is None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import tritonclient.grpc as triton
 
-from headrace.contract import ATTENTION_MASK, EMBEDDING, INPUT_IDS, Contract
+from headrace.contract import ALONE, ATTENTION_MASK, EMBEDDING, INPUT_IDS, Contract
 from headrace.errors import ServerError, ServerLostError
 from headrace.transport.base import Slot
 from headrace.transport.memory import Memory, Place
@@ -133,6 +133,7 @@ class HttpTransport(SharedTransport):
         ids, mask, vectors = self._memory.places(slot)
         shape = [slot.rows, slot.length]
         request = {
+            "parameters": {ALONE: True},
             "inputs": [
                 tensor_at(INPUT_IDS, shape, ids),
                 tensor_at(ATTENTION_MASK, shape, mask),

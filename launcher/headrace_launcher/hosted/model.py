@@ -8,11 +8,13 @@ Every request is answered through its response sender, from the engine's own thr
 ``execute`` returns as soon as the engine has taken the request, so that one instance keeps all of
 the engine's streams busy (response senders in non-decoupled models: triton-inference-server
 python_backend README, "Default Mode").
+
+Rows of requests that Triton's dynamic batcher hands over together are computed together (see
+``joining``), but for those of requests that say ``alone``.
 """
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import json
 from pathlib import Path
@@ -22,8 +24,10 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
+from .capsule import Capsule
 from .device import Exported, imported
 from .engine import Answer, DeviceArray, Engine, Ids
+from .joining import Asked, Shapes, join
 
 # The module that has an engine; one that is not named here is called as its engine is.
 _MODULES = {"openvino": "cpu", "tensorrt": "gpu", "tensorrt-rtx": "gpu"}
@@ -34,32 +38,6 @@ class Limits(NamedTuple):
 
     length: int
     vocabulary: int
-
-
-class _Capsule:
-    """Hands an array to Triton's stub by DLPack and ends the capsule's life as the protocol asks.
-
-    The stub renames a capsule that it has consumed to a name that NumPy's destructor does not
-    know, which fills the log with errors. Keeping the capsule and renaming it to the protocol's
-    own ``used_dltensor`` once the stub is done keeps the log clean.
-    """
-
-    def __init__(self, array: NDArray[np.floating]) -> None:
-        self._array = array
-        self._capsule: Any = None
-
-    def __dlpack__(self, **_: Any) -> Any:
-        self._capsule = self._array.__dlpack__()
-        return self._capsule
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return self._array.__dlpack_device__()
-
-    def settle(self) -> None:
-        if self._capsule is not None:
-            api = ctypes.pythonapi
-            api.PyCapsule_SetName.argtypes = [ctypes.py_object, ctypes.c_char_p]
-            api.PyCapsule_SetName(self._capsule, b"used_dltensor")
 
 
 class TritonPythonModel:
@@ -73,22 +51,36 @@ class TritonPythonModel:
         self._limits = Limits(
             length=settings["buckets"][-1]["max_length"], vocabulary=settings["vocab_size"]
         )
+        self._shapes = Shapes.of(settings)
         name = settings["engine"]
         module = importlib.import_module(f".{_MODULES.get(name, name)}", __package__)
         self._engine: Engine = module.load(folder, settings, int(args["model_instance_device_id"]))
 
     def execute(self, requests: list[Any]) -> None:
         """Hands every request to the engine; the answers follow through the response senders."""
+        asked = []
         for request in requests:
             answer = _answer_to(request)
             try:
-                self._engine.submit(*_tokens_of(request, self._limits), answer)
+                ids, mask = _tokens_of(request, self._limits)
+                asked.append(Asked(ids, mask, answer, alone=_is_alone(request)))
             except Exception as error:  # noqa: BLE001 -- whatever it was, the client must hear of it
+                answer(None, error)
+        for ids, mask, answer in join(asked, self._shapes):
+            try:
+                self._engine.submit(ids, mask, answer)
+            except Exception as error:  # noqa: BLE001 -- as above
                 answer(None, error)
 
     def finalize(self) -> None:
         """Waits for what is running."""
         self._engine.close()
+
+
+def _is_alone(request: Any) -> bool:
+    """Whether a request is to be computed as it was sent."""
+    parameters = request.parameters()
+    return bool(parameters) and json.loads(parameters).get("alone") is True
 
 
 def _tokens_of(request: Any, limits: Limits) -> tuple[Ids, Ids]:
@@ -144,7 +136,7 @@ def _answer_to(request: Any) -> Answer:
             finally:
                 del tensor  # before what it reads from
             return
-        capsule = _Capsule(np.ascontiguousarray(vectors))
+        capsule = Capsule(np.ascontiguousarray(vectors))
         tensor = pb_utils.Tensor.from_dlpack("embedding", capsule)
         sender.send(pb_utils.InferenceResponse([tensor]), flags=final)
         capsule.settle()

@@ -1,0 +1,173 @@
+"""The models beside an entry that take texts: ``NAME-tokenize`` and ``NAME-text``.
+
+``NAME-text`` is a Triton ensemble: texts go through ``NAME-tokenize``, which tokenizes as the
+client does and pads to the buckets' lengths, into ``NAME``, whose dynamic batcher joins what
+several callers have sent. (An ensemble, and not a Python model that calls ``NAME`` itself:
+docs/serving.md has the measurement.)
+"""
+
+from __future__ import annotations
+
+import filecmp
+import importlib.util
+import shutil
+import tempfile
+from pathlib import Path
+
+from tritonclient.grpc import model_config_pb2 as pb
+
+from headrace.contract import (
+    ATTENTION_MASK,
+    EMBEDDING,
+    INPUT_IDS,
+    TEXT,
+    TEXT_PARAMETER,
+    TOKENIZER_FILE,
+    TOKENS,
+    Contract,
+    text_name,
+    tokenize_name,
+)
+from headrace.errors import MachineError
+from headrace_launcher import repository as repo
+
+_HOSTED = Path(__file__).parent / "hosted_text"
+_WHY_TOKENIZE = """\
+Texts -> token ids, for {text}; see docs/serving.md of headrace.
+dynamic_batching: what waits while one batch is tokenized is taken over together. No delay: there
+  is nothing to gain by waiting, tokenizing is a matter of microseconds.
+No limits of the queue, for the reason that {name}/config.pbtxt gives."""
+_WHY_TEXT = """\
+Texts -> vectors: {tokenize}, then {name}, whose dynamic batcher joins the requests of several
+callers."""
+
+
+def shared_files() -> list[Path]:
+    """Returns what runs in ``NAME-tokenize``; what the client has too is the client's own file."""
+    client = importlib.util.find_spec("headrace")
+    assert client is not None
+    assert client.submodule_search_locations
+    plain = Path(client.submodule_search_locations[0]) / "plaintokens.py"
+    return [*sorted(_HOSTED.glob("[a-z]*.py")), Path(__file__).parent / "hosted/capsule.py", plain]
+
+
+def tokenize_config(contract: Contract) -> pb.ModelConfig:
+    """Returns the config of ``NAME-tokenize``."""
+    config = pb.ModelConfig(
+        name=tokenize_name(contract.name), backend="python", max_batch_size=contract.max_batch
+    )
+    config.input.add(name=TEXT, data_type=pb.TYPE_STRING, dims=[1])
+    for name, dims in ((INPUT_IDS, [-1]), (ATTENTION_MASK, [-1]), (TOKENS, [1])):
+        config.output.add(name=name, data_type=pb.TYPE_INT32, dims=dims)
+    config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
+    config.dynamic_batching.SetInParent()
+    config.parameters[TEXT_PARAMETER].string_value = contract.to_json()
+    return config
+
+
+def text_config(contract: Contract) -> pb.ModelConfig:
+    """Returns the config of ``NAME-text``."""
+    config = pb.ModelConfig(
+        name=text_name(contract.name), platform="ensemble", max_batch_size=contract.max_batch
+    )
+    config.input.add(name=TEXT, data_type=pb.TYPE_STRING, dims=[1])
+    kind = {"float32": pb.TYPE_FP32, "float16": pb.TYPE_FP16}[contract.dtype]
+    config.output.add(name=EMBEDDING, data_type=kind, dims=[contract.dimension])
+    config.output.add(name=TOKENS, data_type=pb.TYPE_INT32, dims=[1])
+    steps = config.ensemble_scheduling.step
+    first = steps.add(model_name=tokenize_name(contract.name), model_version=-1)
+    first.input_map[TEXT] = TEXT
+    for name in (INPUT_IDS, ATTENTION_MASK, TOKENS):
+        first.output_map[name] = name
+    second = steps.add(model_name=contract.name, model_version=-1)
+    for name in (INPUT_IDS, ATTENTION_MASK):
+        second.input_map[name] = name
+    second.output_map[EMBEDDING] = EMBEDDING
+    config.parameters[TEXT_PARAMETER].string_value = contract.to_json()
+    return config
+
+
+def ensure_text_models(repository: Path, contract: Contract) -> bool:
+    """Makes sure that an entry's text models are there and current; the repository is locked.
+
+    Args:
+        repository: the model repository.
+        contract: of the entry, which is there.
+
+    Returns:
+        Whether they are: False where something else has one of their names.
+
+    Raises:
+        MachineError: the repository cannot be written.
+    """
+    folders = [repository / name for name in text_models(contract.name)]
+    if any(folder.exists() and not _is_ours(folder) for folder in folders):
+        return False
+    try:
+        with tempfile.TemporaryDirectory(dir=repository, prefix=repo.SCRATCH_PREFIX) as scratch:
+            for folder in folders:
+                fresh = Path(scratch) / folder.name
+                _write(fresh, repository, contract)
+                if _equal(fresh, folder):
+                    continue
+                if folder.exists():
+                    folder.rename(Path(scratch) / f"old-{folder.name}")
+                fresh.rename(folder)
+    except OSError as error:
+        raise MachineError(
+            f"the model repository {repository} cannot be written ({error.strerror or error}); "
+            f"make room there or pass another one with --repository"
+        ) from error
+    return True
+
+
+def are_current(repository: Path, contract: Contract) -> bool:
+    """Returns whether an entry's text models are there and current."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in text_models(contract.name):
+            _write(Path(scratch) / name, repository, contract)
+            if not _equal(Path(scratch) / name, repository / name):
+                return False
+    return True
+
+
+def text_models(name: str) -> tuple[str, str]:
+    """Returns the names of an entry's text models, in the order in which they are made."""
+    return tokenize_name(name), text_name(name)
+
+
+def _write(folder: Path, repository: Path, contract: Contract) -> None:
+    version = folder / repo.VERSION_FOLDER
+    version.mkdir(parents=True)
+    names = {
+        "name": contract.name,
+        "text": text_name(contract.name),
+        "tokenize": tokenize_name(contract.name),
+    }
+    if folder.name == tokenize_name(contract.name):
+        for path in shared_files():
+            shutil.copyfile(path, version / path.name)
+        shutil.copyfile(repository / contract.name / TOKENIZER_FILE, folder / TOKENIZER_FILE)
+        config, why = tokenize_config(contract), _WHY_TOKENIZE
+    else:
+        config, why = text_config(contract), _WHY_TEXT
+    (folder / repo.CONFIG_FILE).write_text(repo.config_text(config, why.format(**names)))
+    repo.sync_tree(folder)
+
+
+def _is_ours(folder: Path) -> bool:
+    config = repo.read_config(folder)
+    if config is None:
+        return not any(folder.iterdir())
+    return TEXT_PARAMETER in config.parameters
+
+
+def _equal(one: Path, other: Path) -> bool:
+    """Whether two folders have the same files."""
+    names = [
+        sorted(str(path.relative_to(at)) for path in at.rglob("*") if path.is_file())
+        for at in (one, other)
+    ]
+    if names[0] != names[1] or not (other / repo.VERSION_FOLDER).is_dir():
+        return False
+    return all(filecmp.cmp(one / name, other / name, shallow=False) for name in names[0])
