@@ -72,6 +72,7 @@ class Settings(TypedDict, total=False):
     word_cache: WordCacheChoice
     quiet: bool
     report: str | PathLike[str] | None
+    share: float
     server_timeout: float
     request_timeout: float
     memory_limit: int | None

@@ -64,6 +64,7 @@ class EmbedConfig:
             this run only, ``off`` none. The tokens are the same.
         quiet: whether the progress line and the summary stay silent.
         report: where to write the report as JSON, or None.
+        share: part of the server's time that the run takes, above 0; below 1 callers come first.
         server_timeout: seconds to wait for a server elsewhere to come back, when it was lost.
         request_timeout: seconds within which a server is to answer a batch; one that does not
             counts as lost.
@@ -98,6 +99,7 @@ class EmbedConfig:
     word_cache: WordCacheChoice = "keep"
     quiet: bool = False
     report: Path | None = None
+    share: float = 1.0
     server_timeout: float = 300.0
     request_timeout: float = REQUEST_TIMEOUT
     memory_limit: int | None = None
@@ -153,6 +155,8 @@ class EmbedConfig:
         ):
             if seconds > LONGEST_TIMEOUT:
                 raise UsageError(f"{option} must be at most {LONGEST_TIMEOUT}, not {seconds}")
+        if not 0 < self.share <= 1:
+            raise UsageError(f"--share must be above 0 and at most 1, not {self.share}")
         for option, text in (("--prompt", self.prompt), ("--text-field", self.text_field)):
             if text is not None and not _is_utf8(text):
                 raise UsageError(f"{option} must be UTF-8, not {os.fsencode(text)!r}")

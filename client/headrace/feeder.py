@@ -6,6 +6,7 @@ Two halves, in two threads: :meth:`Feeder.prepare` turns a block into tokens whi
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from headrace.contract import Contract
 from headrace.errors import BadRowError, ServerLostError
 from headrace.progress import Counters
 from headrace.records import parse
+from headrace.sharing import Pace
 from headrace.tokenizer import TextTokenizer
 from headrace.tokens import Tokens
 from headrace.transport import Slot, Transport
@@ -134,6 +136,7 @@ class Feeder:
         counters: where to count; shared with the rest of the run.
         place: gives the array to put a block's vectors in, [rows, dimension]; by default one of
             the feeder's own, used again for later blocks.
+        busy: part of the time for which each of the transport's slots is to be busy.
         stopping: says whether no further block is to be begun.
     """
 
@@ -146,6 +149,7 @@ class Feeder:
         counters: Counters,
         *,
         place: Place | None = None,
+        busy: float = 1.0,
         stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self._config = config
@@ -160,6 +164,7 @@ class Feeder:
         self._own = place is None
         self._spare: list[NDArray[np.floating]] = []
         self._stopping = stopping
+        self._pace = Pace(busy, transport.slots) if busy < 1 else None
         self._jobs: deque[_Job] = deque()
         self._again: deque[Prepared] = deque()
         warm_up()  # now, and not when the first block is there
@@ -227,7 +232,7 @@ class Feeder:
                 jobs.append(job)
                 for batch in self._planned(job):
                     while (slot := self._free_slot(job)) is None:
-                        self._collect()
+                        self._collect(self._resting())
                         self._locate(jobs[0])
                         progress()
                     self._submit(job, batch, slot)
@@ -264,8 +269,16 @@ class Feeder:
         self._jobs.clear()
 
     def _free_slot(self, job: _Job) -> Slot | None:
-        if job.block.careful and self._transport.in_flight:
+        in_flight = self._transport.in_flight
+        if job.block.careful and in_flight:
             return None
+        if self._pace is not None and (seconds := self._pace.seconds(in_flight)):
+            if in_flight:
+                return None  # there is an answer to be waited for meanwhile
+            with self._counters.timed("wait"):
+                while seconds and not self._stopping():
+                    time.sleep(min(seconds, _POLL_SECONDS))
+                    seconds = self._pace.seconds(0)
         return self._transport.acquire()
 
     def _planned(self, job: _Job) -> list[Batch]:
@@ -297,15 +310,25 @@ class Feeder:
             self._transport.submit(slot)
         job.waiting += 1
 
-    def _collect(self) -> None:
+    def _resting(self) -> float | None:
+        """Returns how long to wait for an answer where a slot rests, and is free after that."""
+        if self._pace is None:
+            return None
+        return self._pace.seconds(self._transport.in_flight) or None
+
+    def _collect(self, within: float | None = None) -> None:
         try:
             with self._counters.timed("wait"):
-                slot = self._transport.collect()
+                slot = self._transport.collect(*([] if within is None else [within]))
         except ServerLostError as error:
             alone = self._jobs[-1]
             if alone.block.careful and alone.sent is not None:
                 error.block, error.rows = alone.block.index, tuple(alone.sent.rows.tolist())
             raise
+        if slot is None:
+            return
+        if self._pace is not None:
+            self._pace.answered(slot.sent)
         job, batch = slot.tag
         assert slot.vectors is not None
         with self._counters.timed("scatter"):

@@ -129,6 +129,7 @@ class _Process:
             self._transport,
             self.counters,
             place=self._room_of if setup.in_place else self._arena_of,
+            busy=setup.busy,
         )
         gc.freeze()  # what is there now stays: later collections need not look at it
         gc.enable()

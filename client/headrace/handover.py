@@ -122,6 +122,7 @@ class Setup:
         max_length: tokens a row is cut to.
         dimension: length of a vector as written.
         slots: batches that the feeder may have at the server.
+        busy: part of the time for which each of them is to be there.
         in_place: where it writes rows; None puts the vectors into the block's arena.
         texts: descriptors of the arenas of text, by slot.
         vectors: descriptors of the arenas of vectors, by slot.
@@ -135,6 +136,7 @@ class Setup:
     max_length: int
     dimension: int
     slots: int
+    busy: float
     in_place: NpyRows | None
     texts: tuple[int, ...] = ()
     vectors: tuple[int, ...] = ()

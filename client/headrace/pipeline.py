@@ -51,6 +51,7 @@ from headrace.progress import Counters, ProgressLine
 from headrace.reading import Reading
 from headrace.recovery import Lifeline, Recovery
 from headrace.report import Report
+from headrace.sharing import Part
 from headrace.sinks import partial_folder
 from headrace.stopping import Interrupted, Stop
 from headrace.tokenizer import TextTokenizer
@@ -260,11 +261,28 @@ def _within_limit(
     config: EmbedConfig, connection: Connection, inputs: list[Input], rows: int
 ) -> tuple[int, int]:
     """Returns how many feeders a run has, and the memory that its processes may take."""
-    budget = Budget.of(config, connection.contract, rows, connection.slots)
+    slots = _part(config, connection).slots
+    budget = Budget.of(config, connection.contract, rows, slots)
     wanted = choose_feeders(config, connection.contract, inputs)
+    if config.share < 1:
+        wanted = min(wanted, slots)  # each has at least one batch at the server
     asked = config.feeders != "auto"
     feeders = feeders_within(budget, wanted, config.memory_limit, asked=asked)
     return feeders, budget.total(feeders)
+
+
+def _part(config: EmbedConfig, connection: Connection) -> Part:
+    """Returns how many batches a run has at the server, at most, and for how much of the time."""
+    if config.share < 1:
+        return Part.of(config.share, connection.contract, connection.instances)
+    return Part(connection.slots, 1.0)
+
+
+def _slots_of_each(config: EmbedConfig, connection: Connection, feeders: int) -> int:
+    """Returns how many batches each feeder has at the server, at most."""
+    if config.share < 1:
+        return max(1, _part(config, connection).slots // feeders)
+    return max(2, -(-connection.slots // feeders))
 
 
 def check_settings(config: EmbedConfig, contract: Contract) -> None:
@@ -383,6 +401,7 @@ class _Inline:
                 self._tokenizer,
                 self._transport,
                 job.counters,
+                busy=_part(job.config, job.connection).busy,
                 stopping=job.stop,
             )
         except BaseException:  # an interruption, while its loops are loaded
@@ -434,7 +453,7 @@ class _Inline:
 
     def _open_transport(self, connection: Connection) -> None:
         self._transport, self.transport_reason = connection.open_transport(
-            self._job.config.transport
+            self._job.config.transport, slots=_part(self._job.config, connection).slots
         )
         self.transport = self._transport.name
 
@@ -466,7 +485,8 @@ class _Pooled:
             prompt=job.prompt,
             max_length=job.max_length,
             dimension=config.truncate_dim or connection.contract.dimension,
-            slots=max(2, -(-connection.slots // feeders)),
+            slots=_slots_of_each(config, connection, feeders),
+            busy=_part(config, connection).busy,
             in_place=output.open_in_place(),
         )
         self._first = len(output.done)

@@ -66,7 +66,7 @@ class Runner:
             number = len(self.transports)
             self.transports.append(fake)
 
-            def open_transport(choice):
+            def open_transport(choice, slots=None):
                 if number in refused:
                     fake.closed = True
                     raise ServerLostError("gone again")

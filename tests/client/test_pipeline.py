@@ -51,7 +51,7 @@ def run(make_contract, tokenizer_path, tmp_path):
             slots=3,
             contract=contract,
             server="fake:1",
-            open_transport=lambda choice: (fake, "a test"),
+            open_transport=lambda choice, slots=None: (fake, "a test"),
         )
         config = EmbedConfig(
             inputs=tuple(str(each) for each in inputs),
