@@ -29,24 +29,24 @@ $(VENV)/.user: pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.user
-	$(PIP) install --editable '.[launcher,cpu,dev]'
+	$(PIP) install --editable '.[launcher,cpu,gateway,dev]'
 	@touch $@
 
 $(VENV)/.torch: $(VENV)/.dev
 	$(PIP) install $(TORCH)
-	$(PIP) install --editable '.[launcher,cpu,dev,bench]'
+	$(PIP) install --editable '.[launcher,cpu,gateway,dev,bench]'
 	@touch $@
 
 $(VENV)/.rtx: $(VENV)/.dev
-	$(PIP) install --editable '.[launcher,cpu,dev,rtx]'
+	$(PIP) install --editable '.[launcher,cpu,gateway,dev,rtx]'
 	@touch $@
 
 $(VENV)/.gpu: $(VENV)/.dev
-	$(PIP) install --editable '.[launcher,cpu,dev,gpu]'
+	$(PIP) install --editable '.[launcher,cpu,gateway,dev,gpu]'
 	@touch $@
 
 $(VENV)/.containers: $(VENV)/.dev
-	$(PIP) install --editable '.[launcher,cpu,dev,containers]'
+	$(PIP) install --editable '.[launcher,cpu,gateway,dev,containers]'
 	@touch $@
 
 demo: $(VENV)/.user ## embed examples/passages.jsonl and search it
@@ -91,12 +91,13 @@ exact: $(VENV)/.dev ## a million real rows, tokenized with and without the word 
 faults: $(VENV)/.dev ## a hundred jobs killed at every step, gone on with and compared (half an hour)
 	$(BIN)/python tests/integration/faults.py --rounds 100 --seed 1
 
-bench: $(VENV)/.torch ## feeding against tokenizers; sentence-transformers, the engine alone; memory; what commits cost
+bench: $(VENV)/.torch ## feeding against tokenizers; sentence-transformers, the engine alone; memory; what commits cost; callers
 	$(BIN)/headrace bench feed
 	$(BIN)/python -m headrace_bench.throughput
 	$(BIN)/python -m headrace_bench.memory
 	$(BIN)/python -m headrace_bench.commits
 	$(BIN)/python -m headrace_bench.longrun
+	$(BIN)/python -m headrace_bench.serving
 
 clean: ## remove what the targets made (the user's cache stays)
 	rm -rf $(VENV) demo build/fuzz .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -67,7 +67,13 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, list[dict[st
     name = entry.contract.name
     reports: dict[str, list[dict[str, Any]]] = {WITH: [], WITHOUT: []}
     with Server(
-        find_triton(), folder / "models", [name], http_port=0, metrics_port=None, drain=False
+        find_triton(),
+        folder / "models",
+        [name],
+        http_port=0,
+        metrics_port=None,
+        drain=False,
+        joined=False,
     ) as server:
 
         def once(way: str) -> dict[str, Any]:

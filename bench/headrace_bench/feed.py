@@ -95,7 +95,13 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
 
     models = [entry.contract.name]  # served as headrace embed does
     with Server(
-        triton, entry.folder.parent, models, http_port=0, metrics_port=None, drain=False
+        triton,
+        entry.folder.parent,
+        models,
+        http_port=0,
+        metrics_port=None,
+        drain=False,
+        joined=False,
     ) as server:
 
         def both_passes() -> None:

@@ -161,6 +161,7 @@ def _measure_one(work: _Work, geometry: Geometry, tokenizer: Tokenizer) -> Measu
         http_port=0,
         metrics_port=None,
         drain=False,
+        joined=False,
     ) as server:
         headrace = HeadraceWay(
             work.source,

@@ -197,6 +197,13 @@ def embed(
             "not.",
         ),
     ] = _DEFAULTS["extend"],
+    share: Annotated[
+        float,
+        typer.Option(
+            help="Part of the server's time that the run takes, e.g. 0.8, so that other callers of "
+            "that server are answered soon."
+        ),
+    ] = _DEFAULTS["share"],
     server_timeout: Annotated[
         float,
         typer.Option(
@@ -355,11 +362,12 @@ def serve(
     """Serve the model repository until Ctrl-C; prints the endpoints when ready."""
     with _exits():
         with _launcher():
-            from headrace_launcher.serve import entry_names
+            from headrace_launcher.serve import entry_names, with_text_models
             from headrace_launcher.server import Server
             from headrace_launcher.triton import find_triton
         with closing(ProgressLine(None)) as line:
             names = entry_names(models or [], repository, progress=line.step, notice=line.notice)
+            names = with_text_models(names, repository, notice=line.notice)
         if not _is_loopback(listen):
             _say(f"headrace: warning: {listen} is open to other machines, and no password is asked")
         server = Server(
@@ -383,6 +391,72 @@ def serve(
                 raise ServerError(f"Triton has died: {server.obituary()}")
         except KeyboardInterrupt:
             _say("headrace: stopped")
+
+
+@app.command()
+def gateway(
+    server: Annotated[
+        str,
+        typer.Option(
+            metavar="HOST:PORT", envvar="HEADRACE_SERVER", help="gRPC endpoint of a running server."
+        ),
+    ] = "127.0.0.1:8001",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Model of /embed, where the server has several.", show_default="the only one"
+        ),
+    ] = None,
+    listen: Annotated[
+        str, typer.Option(help="Address to bind to; anything but loopback is open to others.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="HTTP port; 0 takes a free one.")] = 8080,
+    api_key: Annotated[
+        str,
+        typer.Option(
+            envvar="HEADRACE_API_KEY",
+            help="What callers must send as a bearer token; better in the environment.",
+            show_default="none: everybody is let in",
+        ),
+    ] = "",
+    max_concurrent: Annotated[
+        int, typer.Option(help="Requests at once; more are answered 429.")
+    ] = 512,
+    max_inputs: Annotated[int, typer.Option(help="Texts in one request.")] = 2048,
+    max_body: Annotated[
+        str, typer.Option(metavar="SIZE", help="Largest body of a request.")
+    ] = "16MiB",
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How long a request may wait for its vectors.")
+    ] = 60.0,
+    auto_truncate: Annotated[
+        bool, typer.Option(help="Cut texts that are too long where /embed does not say.")
+    ] = True,
+) -> None:
+    """Serve OpenAI's and TEI's APIs in front of a running server, until Ctrl-C or SIGTERM."""
+    with _exits():
+        with _launcher("gateway"):
+            from headrace_launcher.gateway.run import run_gateway
+            from headrace_launcher.gateway.settings import GatewaySettings
+        settings = GatewaySettings(
+            server=server,
+            model=model,
+            api_key=api_key,
+            max_concurrent=max_concurrent,
+            max_inputs=max_inputs,
+            max_body_bytes=_bytes("--max-body", max_body) or 0,
+            timeout=timeout,
+            auto_truncate=auto_truncate,
+        )
+        if not _is_loopback(listen) and not api_key:
+            _say(f"headrace: warning: {listen} is open to other machines, and no key is asked")
+
+        def ready(url: str) -> None:
+            typer.echo(f"gateway {url}")
+            sys.stdout.flush()
+
+        run_gateway(settings, host=listen, port=port, ready=ready)
+        _say("headrace: stopped")
 
 
 @app.command()
@@ -471,12 +545,12 @@ def _exits(stop: Stop | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def _launcher() -> Iterator[None]:
+def _launcher(extras: str = "launcher,cpu") -> Iterator[None]:
     try:
         yield
     except ImportError as error:
         raise MissingDependencyError(
-            f"this needs {error.name}, which is not installed; pip install 'headrace[launcher,cpu]'"
+            f"this needs {error.name}, which is not installed; pip install 'headrace[{extras}]'"
         ) from error
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
+import httpx
 import numpy as np
 import pytest
 import yaml
@@ -64,8 +65,8 @@ def test_up_starts_the_gpus_services_and_the_cpu_profile_its_own():
     # A service without a profile would be started under each.
     assert all(service.get("profiles") for service in SERVICES.values())
     assert (ROOT / ".env").read_text(encoding="utf-8").splitlines()[-1] == "COMPOSE_PROFILES=gpu"
-    assert started("gpu") == {"build", "server"}
-    assert started("cpu") == {"build-cpu", "server-cpu"}
+    assert started("gpu") == {"build", "server", "gateway"}
+    assert started("cpu") == {"build-cpu", "server-cpu", "gateway-cpu"}
 
 
 @every_service
@@ -88,7 +89,7 @@ def test_docker_reads_the_profiles_like_that():
         return set(done.stdout.decode().split())
 
     assert services() == {"build", "server"}
-    assert services("--profile", "cpu") == {"build-cpu", "server-cpu"}
+    assert services("--profile", "cpu") == {"build-cpu", "server-cpu", "gateway-cpu"}
 
 
 @every_service
@@ -142,8 +143,23 @@ def test_a_server_is_asked_where_it_listens(server, client):
     assert f":{options['--http-port']}/v2/health/ready" in SERVICES[server]["healthcheck"]["test"]
 
 
+@pytest.mark.parametrize(
+    ("server", "gateway"), [("server", "gateway"), ("server-cpu", "gateway-cpu")]
+)
+def test_a_gateway_asks_the_server_and_is_asked_where_it_listens(server, gateway):
+    port = SERVICES[gateway]["command"][-1]
+    assert plain(SERVICES[gateway]["ports"][0]) == f"127.0.0.1:{port}:{port}"
+    assert f":{port}/health" in SERVICES[gateway]["healthcheck"]["test"]
+    told = SERVICES[gateway]["environment"]["HEADRACE_SERVER"]
+    options = SERVICES[server]["command"]
+    assert told == f"{server}:{options[options.index('--grpc-port') + 1]}"
+
+
 @every_service
 def test_what_is_mounted_is_what_the_image_expects(name):
+    if name.startswith("gateway"):  # all that it knows it asks the server for
+        assert "volumes" not in SERVICES[name]
+        return
     repository = mounts(name)["/models"]
     assert "HEADRACE_REPOSITORY=/models" in DOCKERFILE
     assert (ROOT / plain(repository["source"])).is_dir()
@@ -160,6 +176,7 @@ def test_what_is_mounted_is_what_the_image_expects(name):
         ("build", ["--engine", "HEADRACE_REPOSITORY"]),
         ("serve", ["--listen", "--http-port", "--grpc-port", "--metrics-port"]),
         ("embed", ["HEADRACE_MODEL", "HEADRACE_SERVER", "HEADRACE_REPOSITORY"]),
+        ("gateway", ["--listen", "--port", "HEADRACE_SERVER", "HEADRACE_API_KEY"]),
     ],
 )
 def test_the_program_knows_the_options_and_variables_that_are_used(command, words):
@@ -190,7 +207,9 @@ class Stack:
         for path in [self.folder, *self.folder.rglob("*")]:
             os.chown(path, user, -1)
         self.folder.chmod(0o755)
-        self.ports = {name: free_port("127.0.0.1") for name in ("HTTP", "GRPC", "METRICS")}
+        self.ports = {
+            name: free_port("127.0.0.1") for name in ("HTTP", "GRPC", "METRICS", "GATEWAY")
+        }
         self.environment |= os.environ | {
             "HEADRACE_UID": str(user),
             "HEADRACE_MODEL": "/data/all-MiniLM-L6-v2",
@@ -350,6 +369,22 @@ def test_a_client_in_a_container_writes_what_one_outside_writes(stack, tmp_path)
 def test_the_health_check_succeeds_in_the_container(stack):
     check = SERVICES["server-cpu"]["healthcheck"]["test"]
     stack.compose("exec", "-T", "server-cpu", "sh", "-c", check)
+
+
+@pytest.mark.containers
+def test_the_gateway_answers(stack):
+    url = f"http://127.0.0.1:{stack.ports['GATEWAY']}"
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            answer = httpx.post(f"{url}/embed", json={"inputs": "hello"}, timeout=10)
+        except httpx.TransportError:
+            answer = None
+        if answer is not None and answer.status_code == 200:
+            break
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    assert len(answer.json()[0]) == 384
 
 
 @pytest.mark.containers

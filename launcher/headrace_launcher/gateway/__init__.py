@@ -1,0 +1,1 @@
+"""The APIs that people already use, in front of a repository's text models."""

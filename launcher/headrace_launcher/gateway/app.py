@@ -1,0 +1,280 @@
+"""The gateway's routes: OpenAI's ``/v1/embeddings``, and those of Hugging Face TEI."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import orjson
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from headrace.contract import Contract
+from headrace_launcher.gateway.backend import Backend, Vectors
+from headrace_launcher.gateway.limits import Limits, is_openai
+from headrace_launcher.gateway.metrics import Metrics
+from headrace_launcher.gateway.problems import Problem, answer
+from headrace_launcher.gateway.settings import GatewaySettings
+
+Input = StrictStr | list[StrictStr] | list[StrictInt] | list[list[StrictInt]]
+_SURROGATES = re.compile("[\ud800-\udfff]")
+_CREATED = 1_700_000_000  # OpenAI's clients want a number; a model's files have none that is sure
+
+
+class EmbeddingsRequest(BaseModel):
+    """A request for ``/v1/embeddings`` (platform.openai.com/docs/api-reference/embeddings)."""
+
+    model_config = ConfigDict(extra="ignore")
+    input: Input
+    model: StrictStr
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(None, ge=1)
+    user: str | None = None
+    prompt_name: StrictStr | None = None  # ours
+
+
+class EmbedRequest(BaseModel):
+    """A request for ``/embed`` (huggingface.github.io/text-embeddings-inference)."""
+
+    model_config = ConfigDict(extra="ignore")
+    inputs: Input
+    normalize: bool = True
+    truncate: bool | None = None
+    truncation_direction: Literal["right", "Right", "left", "Left"] | None = None
+    prompt_name: StrictStr | None = None
+    dimensions: int | None = Field(None, ge=1)
+
+
+class Json(Response):
+    """JSON by orjson, which writes arrays of float32 as they are: shortest, and exact."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """Returns the bytes."""
+        return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def make_app(settings: GatewaySettings) -> FastAPI:
+    """Returns the ASGI application of a gateway."""
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.backend = Backend(settings.server, timeout=settings.timeout)
+        try:
+            yield
+        finally:
+            await app.state.backend.close()
+
+    app = FastAPI(title="headrace gateway", version=version("headrace"), lifespan=lifespan)
+    app.add_middleware(Limits, settings=settings, metrics=metrics)
+    _say_problems(app)
+    served = _Served(settings, metrics)
+    _openai_routes(app, served)
+    _tei_routes(app, served)
+    return app
+
+
+class _Served(NamedTuple):
+    """What all routes share."""
+
+    settings: GatewaySettings
+    metrics: Metrics
+
+
+def _openai_routes(app: FastAPI, served: _Served) -> None:
+    @app.post("/v1/embeddings")
+    async def embeddings(asked: EmbeddingsRequest, request: Request) -> Response:
+        backend: Backend = request.app.state.backend
+        contract = await backend.find(asked.model)
+        parameters: dict[str, Any] = {"truncate": True}
+        if asked.prompt_name is not None:
+            parameters["prompt_name"] = asked.prompt_name
+        found = await _embed(served, backend, contract, asked.input, parameters)
+        rows = _cut(found.embeddings, contract, asked.dimensions, normalize=contract.normalized)
+        base64_wanted = asked.encoding_format == "base64"
+        data = [
+            {
+                "object": "embedding",
+                "index": index,
+                "embedding": base64.b64encode(row.astype("<f4").tobytes()).decode()
+                if base64_wanted
+                else row,
+            }
+            for index, row in enumerate(rows)
+        ]
+        usage = {"prompt_tokens": found.tokens, "total_tokens": found.tokens}
+        return Json({"object": "list", "data": data, "model": asked.model, "usage": usage})
+
+    @app.get("/v1/models")
+    async def models(request: Request) -> Response:
+        backend: Backend = request.app.state.backend
+        names = sorted(await backend.models(fresh=True))
+        data = [
+            {"id": name, "object": "model", "created": _CREATED, "owned_by": "headrace"}
+            for name in names
+        ]
+        return Json({"object": "list", "data": data})
+
+
+def _tei_routes(app: FastAPI, served: _Served) -> None:
+    settings, metrics = served
+
+    @app.post("/embed")
+    @app.post("/", include_in_schema=False)
+    async def embed(asked: EmbedRequest, request: Request) -> Response:
+        backend: Backend = request.app.state.backend
+        contract = await backend.find(settings.model)
+        if asked.truncation_direction in {"left", "Left"}:
+            raise Problem(422, "truncation_direction: rows are cut as the model's tokenizer does")
+        if contract.normalized and not asked.normalize:
+            raise Problem(
+                422,
+                f"normalize: the engine of {contract.name} normalises; build one that does not: "
+                f"headrace build MODEL --no-normalize",
+            )
+        truncate = settings.auto_truncate if asked.truncate is None else asked.truncate
+        parameters: dict[str, Any] = {"truncate": truncate}
+        if asked.prompt_name is not None:
+            parameters["prompt_name"] = asked.prompt_name
+        found = await _embed(served, backend, contract, asked.inputs, parameters)
+        return Json(_cut(found.embeddings, contract, asked.dimensions, normalize=asked.normalize))
+
+    @app.get("/info")
+    async def info(request: Request) -> Response:
+        backend: Backend = request.app.state.backend
+        contract = await backend.find(settings.model)
+        return Json(
+            {
+                "model_id": contract.model_id,
+                "model_sha": contract.revision or None,
+                "model_dtype": {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}[
+                    contract.precision
+                ],
+                "model_type": {"embedding": {"pooling": contract.pooling}},
+                "max_concurrent_requests": settings.max_concurrent,
+                "max_input_length": contract.max_length,
+                "max_batch_tokens": contract.token_budget,
+                "max_batch_requests": contract.max_batch,
+                "max_client_batch_size": settings.max_inputs,
+                "auto_truncate": settings.auto_truncate,
+                "tokenization_workers": 1,
+                "version": version("headrace"),
+                "sha": None,
+                "docker_label": None,
+            }
+        )
+
+    @app.get("/health")
+    @app.get("/ping", include_in_schema=False)
+    async def health(request: Request) -> Response:
+        backend: Backend = request.app.state.backend
+        if not await backend.is_ready():
+            raise Problem(503, f"the server {settings.server} is not ready")
+        return Response(status_code=200)
+
+    @app.get("/metrics")
+    async def read_metrics() -> Response:
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+async def _embed(
+    served: _Served,
+    backend: Backend,
+    contract: Contract,
+    given: Any,
+    parameters: dict[str, Any],
+) -> Vectors:
+    """Embeds what a request gives: a text, texts, token ids, or rows of token ids."""
+    if isinstance(given, str) or (given and isinstance(given[0], int)):
+        given = [given]
+    if not given:
+        raise Problem(400, "the input is empty; send a text", param="input")
+    most = served.settings.max_inputs
+    if len(given) > most:
+        raise Problem(
+            413,
+            f"{len(given):,} inputs, and at most {most:,} are taken at once; send "
+            f"them in several requests",
+            param="input",
+        )
+    if isinstance(given[0], str):
+        texts = [_SURROGATES.sub("\ufffd", text).encode() for text in given]
+    else:
+        parameters = parameters | {"input_type": "ids"}
+        texts = [_ids(row, contract) for row in given]
+    found = await backend.embed(contract, texts, parameters)
+    served.metrics.texts.inc(len(texts))
+    served.metrics.tokens.inc(found.tokens)
+    return found
+
+
+def _ids(row: Sequence[int], contract: Contract) -> bytes:
+    if row and not (min(row) >= 0 and max(row) < contract.vocab_size):
+        raise Problem(
+            400,
+            f"token ids from {min(row)} to {max(row)}; the model knows 0 to "
+            f"{contract.vocab_size - 1}",
+            param="input",
+        )
+    return np.array(row, "<i4").tobytes()
+
+
+def _cut(
+    rows: NDArray[np.float32], contract: Contract, dimensions: int | None, *, normalize: bool
+) -> NDArray[np.float32]:
+    """Shortens vectors, and normalises those that are not or not any more."""
+    if dimensions is not None and dimensions > contract.dimension:
+        raise Problem(
+            400,
+            f"dimensions is {dimensions}, and vectors of {contract.name} have {contract.dimension}",
+            param="dimensions",
+        )
+    if dimensions is not None and dimensions < contract.dimension:
+        rows = rows[:, :dimensions]
+    elif contract.normalized or not normalize:
+        return rows
+    if normalize:
+        rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return np.ascontiguousarray(rows)
+
+
+def _say_problems(app: FastAPI) -> None:
+    @app.exception_handler(Problem)
+    async def problem(request: Request, error: Problem) -> Response:
+        return answer(error, openai=is_openai(request.url.path))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        openai = is_openai(request.url.path)
+        first = error.errors()[0]
+        where = [str(part) for part in first["loc"] if part != "body"]
+        field = next((part for part in where if not part.isdigit()), None)
+        if first["type"] == "json_invalid":
+            message = f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}"
+            field = None
+        elif field in {"input", "inputs"}:
+            message = f"{field} must be a text, a list of texts, or token ids (lists of integers)"
+        else:
+            message = f"{field or 'the body'}: {first['msg']}"
+        return answer(Problem(400 if openai else 422, message, param=field), openai=openai)
+
+    @app.exception_handler(HTTPException)
+    async def plain(request: Request, error: HTTPException) -> Response:
+        message = f"{request.method} {request.url.path[:200]}: {error.detail}"
+        return answer(Problem(error.status_code, message), openai=is_openai(request.url.path))
+
+    @app.exception_handler(Exception)
+    async def internal(request: Request, error: Exception) -> Response:
+        message = f"internal error: {type(error).__name__}; please report it"
+        return answer(Problem(500, message), openai=is_openai(request.url.path))

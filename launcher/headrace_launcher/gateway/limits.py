@@ -1,0 +1,146 @@
+"""What every request goes through first: the key, its size, its turn."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from headrace_launcher.gateway.metrics import Metrics
+from headrace_launcher.gateway.problems import Problem, answer
+from headrace_launcher.gateway.settings import GatewaySettings
+
+OPEN = frozenset({"/health", "/ping"})
+"""Without a key: for whoever looks whether the gateway is alive."""
+FREE = OPEN | {"/metrics", "/info", "/v1/models", "/docs", "/openapi.json"}
+"""Not counted among the requests that are worked on: they are over at once."""
+
+
+def is_openai(path: str) -> bool:
+    """Returns whether a path belongs to OpenAI's API."""
+    return path.startswith("/v1/")
+
+
+class Limits:
+    """An ASGI middleware; hands on requests whose body is there, whole and not too large.
+
+    Args:
+        app: what to hand them to.
+        settings: the gateway's.
+        metrics: where to count.
+    """
+
+    def __init__(self, app: ASGIApp, settings: GatewaySettings, metrics: Metrics) -> None:
+        self._app = app
+        self._settings = settings
+        self._metrics = metrics
+        self._working = 0
+        self._pending = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path = str(scope["path"])
+        with self._metrics.request(path) as note:
+
+            async def noting(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    note(int(message["status"]))
+                await send(message)
+
+            try:
+                await self._serve(scope, path, receive, noting)
+            except _GoneError:
+                return
+            except Problem as problem:
+                await answer(problem, openai=is_openai(path))(scope, receive, noting)
+
+    async def _serve(self, scope: Scope, path: str, receive: Receive, send: Send) -> None:
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        self._check_key(path, headers.get(b"authorization", b""))
+        if path in FREE or scope["method"] not in {"POST", "PUT", "PATCH"}:
+            await self._app(scope, receive, send)
+            return
+        if self._working >= self._settings.max_concurrent:
+            raise Problem(429, "too many requests at once; try again soon")
+        self._working += 1
+        held = 0
+
+        def hold(size: int) -> None:
+            nonlocal held
+            if self._pending + size > self._settings.max_pending_bytes:
+                raise Problem(429, "the requests that are worked on fill the memory; try again")
+            self._pending += size
+            held += size
+
+        try:
+            body = await self._body(headers.get(b"content-length"), receive, hold)
+            await self._app(scope, _replay(body, receive), send)
+        finally:
+            self._working -= 1
+            self._pending -= held
+
+    def _check_key(self, path: str, given: bytes) -> None:
+        key = self._settings.api_key
+        if not key or path in OPEN:
+            return
+        kind, _, token = given.partition(b" ")
+        if kind.lower() != b"bearer" or not hmac.compare_digest(token.strip(), key.encode()):
+            raise Problem(
+                401,
+                "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'",
+                code="invalid_api_key",
+            )
+
+    async def _body(
+        self, length: bytes | None, receive: Receive, hold: Callable[[int], None]
+    ) -> bytes:
+        most = self._settings.max_body_bytes
+        if length is not None and length.isdigit() and int(length) > most:
+            raise _too_large(most)
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self._settings.body_timeout):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise _GoneError
+                    part = message.get("body", b"")
+                    size += len(part)
+                    if size > most:
+                        raise _too_large(most)
+                    hold(len(part))
+                    parts.append(part)
+                    if not message.get("more_body", False):
+                        return b"".join(parts)
+        except TimeoutError:
+            seconds = self._settings.body_timeout
+            raise Problem(408, f"the body was not there within {seconds:.0f} s") from None
+
+
+class _GoneError(Exception):
+    """The caller has closed the connection before its request was whole."""
+
+
+def _too_large(most: int) -> Problem:
+    return Problem(413, f"the body has more than {most:,} bytes; send fewer texts at once")
+
+
+def _replay(body: bytes, receive: Receive) -> Callable[[], Awaitable[Any]]:
+    """Returns a ``receive`` that gives the body first."""
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again

@@ -1,0 +1,107 @@
+"""Runs a gateway until it is asked to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from headrace_launcher.gateway.app import make_app
+from headrace_launcher.gateway.settings import GatewaySettings
+from headrace_launcher.ports import check_port
+
+_BACKLOG = 1024
+_SPARE = 256  # connections beyond those that are worked on: idle ones, and ones to be told so
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to whoever runs it."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _protocol(head_seconds: float) -> type[HttpToolsProtocol]:
+    class Protocol(HttpToolsProtocol):
+        """Closes connections on which no request begins."""
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self.loop.call_later(head_seconds, self._check_begun)
+
+        def _check_begun(self) -> None:
+            begun: Any = self.cycle  # None until then
+            if begun is None and not self.transport.is_closing():
+                self.transport.close()
+
+    return Protocol
+
+
+def run_gateway(
+    settings: GatewaySettings, *, host: str, port: int, ready: Callable[[str], None]
+) -> None:
+    """Serves until SIGINT or SIGTERM, then lets the requests that are there end.
+
+    Args:
+        settings: how to serve.
+        host: address to bind to.
+        port: 0 takes a free one.
+        ready: told the URL when the gateway listens.
+
+    Raises:
+        UsageError: the address or the port cannot be used.
+    """
+    if port:
+        check_port(host, port, "port")
+    asyncio.run(_run(settings, host, port, ready))
+
+
+async def _run(
+    settings: GatewaySettings, host: str, port: int, ready: Callable[[str], None]
+) -> None:
+    config = uvicorn.Config(
+        make_app(settings),
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        http=_protocol(settings.body_timeout),
+        lifespan="on",
+        backlog=_BACKLOG,
+        limit_concurrency=settings.max_concurrent + _SPARE,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=int(settings.drain),
+    )
+    server = _Server(config)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, _ask_to_stop, server)
+        shown = f"[{host}]" if ":" in host else host
+        tell = loop.create_task(
+            _tell(server, lambda: ready(f"http://{shown}:{listening.getsockname()[1]}"))
+        )
+        await server.serve([listening])
+        tell.cancel()
+
+
+def _ask_to_stop(server: uvicorn.Server) -> None:
+    server.force_exit = server.should_exit  # at the second time
+    server.should_exit = True
+
+
+async def _tell(server: uvicorn.Server, ready: Callable[[], None]) -> None:
+    while not server.started:
+        await asyncio.sleep(0.02)
+    ready()
