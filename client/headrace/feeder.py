@@ -319,7 +319,7 @@ class Feeder:
     def _collect(self, within: float | None = None) -> None:
         try:
             with self._counters.timed("wait"):
-                slot = self._transport.collect(*([] if within is None else [within]))
+                slot = self._transport.collect(within)
         except ServerLostError as error:
             alone = self._jobs[-1]
             if alone.block.careful and alone.sent is not None:

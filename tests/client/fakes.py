@@ -91,7 +91,7 @@ class FakeTransport:
         self.most_in_flight = max(self.most_in_flight, len(self.flying))
         self.log.append(self.blocks_in_flight)
 
-    def collect(self):
+    def collect(self, within=None):
         assert not self.lost
         self.plan.meet(self, collecting=True)
         if self.fail_at is not None and self.sent >= self.fail_at:
