@@ -19,9 +19,11 @@ import openai
 import psutil
 import pytest
 import tritonclient.grpc as triton
+from huggingface_hub import InferenceClient
 from tokenizers import Tokenizer
 
 import headrace
+from headrace.contract import Contract
 from headrace_bench.corpus import take
 from headrace_launcher.serve import with_text_models
 from headrace_launcher.server import Server
@@ -151,6 +153,25 @@ def test_openais_client_gets_the_vectors_of_files(gateway, texts, of_file, name)
 
 def test_tei_gets_the_vectors_of_files(gateway, texts, of_file):
     same(by_tei(gateway, texts), of_file[FP32], FP32)
+
+
+@pytest.mark.parametrize("path", ["", "/embed"])
+def test_hugging_faces_own_client_works_by_changing_a_url(gateway, texts, of_file, path):
+    client = InferenceClient(f"{gateway}{path}")
+    for row in range(3):
+        found = np.array(client.feature_extraction(texts[row]), np.float32).reshape(1, -1)
+        same(found, of_file[FP32][row : row + 1], FP32)
+
+
+def test_what_is_served_is_warm_before_it_is_ready(serving):
+    with triton.InferenceServerClient(serving.endpoints.grpc) as client:
+        for name in (FP32, NULL):
+            config = client.get_model_config(name).config
+            samples = {int(each.name.split()[-1]) for each in config.model_warmup}
+            buckets = Contract.from_json(config.parameters["headrace"].string_value).buckets
+            assert samples == {each.max_length for each in buckets}
+            masks = [each.inputs["attention_mask"] for each in config.model_warmup]
+            assert all(each.input_data_file for each in masks)  # tokens, and not padding
 
 
 def test_many_callers_at_once_get_the_same(serving, gateway, texts, of_file):
