@@ -165,7 +165,11 @@ def _is_ours(folder: Path) -> bool:
 def _equal(one: Path, other: Path) -> bool:
     """Whether two folders have the same files."""
     names = [
-        sorted(str(path.relative_to(at)) for path in at.rglob("*") if path.is_file())
+        sorted(
+            str(path.relative_to(at))
+            for path in at.rglob("*")
+            if path.is_file() and path.parent.name != "__pycache__"
+        )
         for at in (one, other)
     ]
     if names[0] != names[1] or not (other / repo.VERSION_FOLDER).is_dir():

@@ -36,6 +36,7 @@ INDIFFERENT = {
     "overwrite": True,
     "extend": True,
     "feeders": 3,
+    "share": 0.5,
     "word_cache": "off",
     "quiet": True,
     "report": Path("report.json"),

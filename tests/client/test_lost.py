@@ -64,7 +64,8 @@ class Client:
         self.requests = []
         self.refuses = None
 
-    def async_infer(self, model, inputs, callback, *, outputs, client_timeout):
+    def async_infer(self, model, inputs, callback, *, outputs, parameters, client_timeout):
+        assert parameters == {"alone": True}
         if self.refuses is not None:
             raise self.refuses
         self.requests.append(callback)

@@ -82,6 +82,7 @@ def test_triton_takes_all_that_the_native_variant_sets(contract, tokenizer, tmp_
     def take(config):
         config.dynamic_batching.CopyFrom(fresh.dynamic_batching)
         config.optimization.CopyFrom(fresh.optimization)
+        config.ClearField("model_warmup")
         config.model_warmup.extend(fresh.model_warmup)
         name = "execution_context_allocation_strategy"
         config.parameters[name].string_value = fresh.parameters[name].string_value
@@ -121,7 +122,11 @@ def test_the_hosted_config_keeps_batches_on_the_gpu(contract):
     config = repo.entry_config(contract, Host(backend="python"), key="k")
     assert config.parameters["FORCE_CPU_ONLY_INPUT_TENSORS"].string_value == "no"
     assert config.instance_group[0].kind == pb.ModelInstanceGroup.KIND_GPU
-    assert not config.HasField("dynamic_batching")
+    assert config.HasField("dynamic_batching")
+    assert all(each.allow_ragged_batch for each in config.input)
+    for sample, length in zip(config.model_warmup, (16, 128, 512), strict=True):
+        assert sample.inputs["input_ids"].zero_data
+        assert sample.inputs["attention_mask"].input_data_file == f"ones-{length}"
 
 
 def change(entry, how):

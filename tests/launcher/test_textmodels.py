@@ -45,6 +45,13 @@ def test_a_build_makes_them_and_they_are_no_entries(own):
     assert "default_queue_policy" in reasons
 
 
+def test_what_python_leaves_beside_the_code_makes_no_difference(own):
+    folder = own / TOKENIZE / "1" / "__pycache__"
+    folder.mkdir(exist_ok=True)
+    (folder / "texts.cpython-311.pyc").write_bytes(b"x")
+    assert are_current(own, contract_of(own))
+
+
 @pytest.mark.parametrize("harm", ["gone", "config", "code", "tokenizer", "more"])
 def test_what_is_missing_or_another_one_is_made_anew(own, harm):
     if harm == "gone":

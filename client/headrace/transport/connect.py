@@ -11,7 +11,14 @@ from typing import Any
 import tritonclient.grpc as triton
 
 from headrace.config import REQUEST_TIMEOUT, Engine, Precision, TransportChoice
-from headrace.contract import BUILT_FOR, PARAMETER, SERVER_NAME, Contract
+from headrace.contract import (
+    BUILT_FOR,
+    PARAMETER,
+    SERVER_NAME,
+    Contract,
+    text_name,
+    tokenize_name,
+)
 from headrace.errors import MachineError, ServerError, ServerLostError, UsageError
 from headrace.transport.base import SlotSize, Transport, server_errors
 from headrace.transport.cuda import CudaMemory
@@ -225,9 +232,10 @@ def _choose(
         return unfit[0]
     if wrong:
         raise wrong[0]
+    beside = {each for name in ready for each in (text_name(name), tokenize_name(name))}
     raise UsageError(
         f"the server {server} has no model {' or '.join(names)} ready; "
-        f"it has: {', '.join(ready) or 'none'}"
+        f"it has: {', '.join(name for name in ready if name not in beside) or 'none'}"
     )
 
 

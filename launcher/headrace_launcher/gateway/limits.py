@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from http import HTTPStatus
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,6 +19,10 @@ OPEN = frozenset({"/health", "/ping"})
 """Without a key: for whoever looks whether the gateway is alive."""
 FREE = OPEN | {"/metrics", "/info", "/v1/models", "/docs", "/openapi.json"}
 """Not counted among the requests that are worked on: they are over at once."""
+
+
+_DRAINED = 4  # times the largest body
+_DRAIN_SECONDS = 5.0
 
 
 def is_openai(path: str) -> bool:
@@ -58,6 +64,8 @@ class Limits:
             except _GoneError:
                 return
             except Problem as problem:
+                if problem.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+                    await self._drain(receive)
                 await answer(problem, openai=is_openai(path))(scope, receive, noting)
 
     async def _serve(self, scope: Scope, path: str, receive: Receive, send: Send) -> None:
@@ -84,6 +92,17 @@ class Limits:
         finally:
             self._working -= 1
             self._pending -= held
+
+    async def _drain(self, receive: Receive) -> None:
+        """Reads on for a while what is too much: a caller who still sends would see no answer."""
+        left = _DRAINED * self._settings.max_body_bytes
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_SECONDS):
+                while left > 0:
+                    message = await receive()
+                    if not message.get("more_body", False):
+                        return
+                    left -= len(message.get("body", b""))
 
     def _check_key(self, path: str, given: bytes) -> None:
         key = self._settings.api_key
