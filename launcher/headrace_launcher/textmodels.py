@@ -34,9 +34,8 @@ from headrace_launcher import repository as repo
 _HOSTED = Path(__file__).parent / "hosted_text"
 _WHY_TOKENIZE = """\
 Texts -> token ids, for {text}; see docs/serving.md of headrace.
-dynamic_batching: what waits while one batch is tokenized is taken over together. No delay: there
-  is nothing to gain by waiting, tokenizing is a matter of microseconds.
-No limits of the queue, for the reason that {name}/config.pbtxt gives."""
+No dynamic_batching: of requests that Triton hands over together one whose strings are malformed
+  would fail all. They are joined in {name}, which they reach as numbers."""
 _WHY_TEXT = """\
 Texts -> vectors: {tokenize}, then {name}, whose dynamic batcher joins the requests of several
 callers."""
@@ -60,7 +59,6 @@ def tokenize_config(contract: Contract) -> pb.ModelConfig:
     for name, dims in ((INPUT_IDS, [-1]), (ATTENTION_MASK, [-1]), (TOKENS, [1])):
         config.output.add(name=name, data_type=pb.TYPE_INT32, dims=dims)
     config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
-    config.dynamic_batching.SetInParent()
     config.parameters[TEXT_PARAMETER].string_value = contract.to_json()
     return config
 

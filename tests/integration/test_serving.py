@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -25,6 +26,8 @@ from tokenizers import Tokenizer
 import headrace
 from headrace.contract import Contract
 from headrace_bench.corpus import take
+from headrace_launcher.build import build
+from headrace_launcher.ports import free_port
 from headrace_launcher.serve import with_text_models
 from headrace_launcher.server import Server
 from headrace_launcher.triton import find_triton
@@ -82,9 +85,10 @@ def of_file(serving, repository, texts, tmp_path_factory):
     """The vectors that files give, by entry."""
     folder = tmp_path_factory.mktemp("files")
     source = folder / "in.jsonl"
-    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     vectors = {}
     for name in (FP32, AUTO):
+        lines = [json.dumps({"text": text}) + "\n" for text in some(texts, name)]
+        source.write_text("".join(lines))
         headrace.embed(
             source,
             folder / f"{name}.npy",
@@ -95,6 +99,11 @@ def of_file(serving, repository, texts, tmp_path_factory):
         )
         vectors[name] = np.load(folder / f"{name}.npy")
     return vectors
+
+
+def some(texts, name):
+    """All texts in fp32; of the others the last, which suffices."""
+    return texts if name == FP32 else texts[-300:]
 
 
 def tensor(texts):
@@ -139,15 +148,15 @@ def same(one, other, name):
 
 @pytest.mark.parametrize("name", [FP32, AUTO])
 def test_the_text_model_gives_the_vectors_of_files(serving, texts, of_file, name):
-    same(by_triton(serving, name, texts), of_file[name], name)
+    same(by_triton(serving, name, some(texts, name)), of_file[name], name)
 
 
 @pytest.mark.parametrize("name", [FP32, AUTO])
 def test_openais_client_gets_the_vectors_of_files(gateway, texts, of_file, name):
-    vectors, found = by_openai(gateway, name, texts)
+    vectors, found = by_openai(gateway, name, some(texts, name))
     same(vectors, of_file[name], name)
-    assert [each.index for each in found.data] == list(range(ROWS))
-    assert found.usage.prompt_tokens == found.usage.total_tokens > ROWS
+    assert [each.index for each in found.data] == list(range(len(vectors)))
+    assert found.usage.prompt_tokens == found.usage.total_tokens > len(vectors)
     assert found.model == name
 
 
@@ -271,16 +280,64 @@ def test_texts_are_counted_as_the_caller_does(gateway):
     assert "text 218 of 300 has 1002 tokens" in answer.json()["error"]
 
 
+def test_a_malformed_tensor_harms_nobody_else(serving):
+    """One whose strings are not as long as they say, among good ones that wait with it."""
+    good = tensor(["word " * 200])
+    broken = triton.InferInput("text", [1, 1], "BYTES")
+    broken.set_data_from_numpy(np.array([[b"abc"]], object))
+    broken._raw_content = struct.pack("<I", 1000) + b"hi"
+
+    def ask(row):
+        with triton.InferenceServerClient(serving.endpoints.grpc) as client:
+            try:
+                client.infer(f"{FP32}-text", [broken if row % 4 == 1 else good])
+            except triton.InferenceServerException as error:
+                return str(error)
+            return None
+
+    with ThreadPoolExecutor(12) as pool:
+        said = list(pool.map(ask, range(40)))
+    for row, error in enumerate(said):
+        assert (error is not None) == (row % 4 == 1), error
+
+
+def test_another_model_of_that_name_is_noticed(repository, tmp_path, model_folder):
+    """The server is started again with vectors of another length."""
+    port = free_port("127.0.0.1")
+    places = [tmp_path / "one", tmp_path / "other"]
+    for place, dimension in zip(places, (None, 64), strict=True):
+        build(AUTO, repository=place, engine="null", name="same", truncate_dim=dimension)
+    with a_gateway(f"127.0.0.1:{port}") as (url, _):
+        for place, dimension in zip(places, (384, 64), strict=True):
+            names = with_text_models(["same"], place)
+            with Server(find_triton(), place, names, grpc_port=port):
+                deadline = time.monotonic() + 30
+                while True:
+                    answer = httpx.post(f"{url}/embed", json={"inputs": "a"}, timeout=30)
+                    if answer.status_code == 200:
+                        break
+                    assert answer.status_code == 503, answer.text
+                    assert time.monotonic() < deadline
+                    time.sleep(0.2)
+                assert len(answer.json()[0]) == dimension
+
+
+def test_heads_without_end_and_answers_that_nobody_reads(gateway):
+    assert b"200" not in raw(gateway, b"GET /health HTTP/1.1\r\nX: " + b"a" * (1 << 20), wait=30)
+    assert httpx.head(f"{gateway}/health").status_code == 200
+    assert by_tei(gateway, ["still there"]).shape == (1, 384)
+
+
 def raw(url, data, wait=5.0):
     """Sends bytes; returns what comes back until the connection is closed, or some seconds."""
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=wait) as connection:
-        connection.sendall(data)
         got = b""
         try:
+            connection.sendall(data)
             while part := connection.recv(65536):
                 got += part
-        except TimeoutError:
+        except (TimeoutError, ConnectionError):
             pass
         return got
 
@@ -314,6 +371,13 @@ HOSTILE = [
     (TEI, {"inputs": {"a": 1}}, 422),
     (TEI, {"inputs": "a", "truncation_direction": "Left"}, 422),
     (TEI, b'{"inputs": "' + b"a" * (17 << 20) + b'"}', 413),
+    (TEI, b'{"inputs":[' + b"{}," * 3_000_000 + b"{}]}", 413),  # which took gigabytes
+    (TEI, b'{"inputs":[' + b"{}," * 1_000 + b"{}]}", 422),
+    (TEI, {"inputs": "a", "dimensions": True}, 422),
+    (TEI, {"inputs": "a", "truncate": "yes"}, 422),
+    (TEI, b'{"inputs": "a", "prompt_name": "x\\udfff"}', 422),
+    (OPENAI, {"model": FP32, "input": "a", "prompt_name": "query\0"}, 400),
+    (OPENAI, b"[]", 400),
     ("/nothing", {"inputs": "a"}, 404),
 ]
 

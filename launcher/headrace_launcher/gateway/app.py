@@ -7,14 +7,13 @@ import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -23,35 +22,17 @@ from headrace_launcher.gateway.backend import Backend, Vectors
 from headrace_launcher.gateway.limits import Limits, is_openai
 from headrace_launcher.gateway.metrics import Metrics
 from headrace_launcher.gateway.problems import Problem, answer
+from headrace_launcher.gateway.requests import EmbeddingsRequest, EmbedRequest, inputs_of, read
 from headrace_launcher.gateway.settings import GatewaySettings
 
-Input = StrictStr | list[StrictStr] | list[StrictInt] | list[list[StrictInt]]
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _CREATED = 1_700_000_000  # OpenAI's clients want a number; a model's files have none that is sure
 
 
-class EmbeddingsRequest(BaseModel):
-    """A request for ``/v1/embeddings`` (platform.openai.com/docs/api-reference/embeddings)."""
-
-    model_config = ConfigDict(extra="ignore")
-    input: Input
-    model: StrictStr
-    encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = Field(None, ge=1)
-    user: str | None = None
-    prompt_name: StrictStr | None = None  # ours
-
-
-class EmbedRequest(BaseModel):
-    """A request for ``/embed`` (huggingface.github.io/text-embeddings-inference)."""
-
-    model_config = ConfigDict(extra="ignore")
-    inputs: Input
-    normalize: bool = True
-    truncate: bool | None = None
-    truncation_direction: Literal["right", "Right", "left", "Left"] | None = None
-    prompt_name: StrictStr | None = None
-    dimensions: int | None = Field(None, ge=1)
+def _body_of(kind: type[BaseModel]) -> dict[str, Any]:
+    """Returns what ``/docs`` says of a request's body."""
+    schema = {"schema": kind.model_json_schema()}
+    return {"requestBody": {"content": {"application/json": schema}, "required": True}}
 
 
 class Json(Response):
@@ -93,14 +74,17 @@ class _Served(NamedTuple):
 
 
 def _openai_routes(app: FastAPI, served: _Served) -> None:
-    @app.post("/v1/embeddings")
-    async def embeddings(asked: EmbeddingsRequest, request: Request) -> Response:
+    @app.post("/v1/embeddings", openapi_extra=_body_of(EmbeddingsRequest))
+    async def embeddings(request: Request) -> Response:
+        asked = read(await request.body(), EmbeddingsRequest, status=400)
+        most = served.settings.max_inputs
+        inputs = inputs_of(asked.input, field="input", most=most, status=400)
         backend: Backend = request.app.state.backend
         contract = await backend.find(asked.model)
         parameters: dict[str, Any] = {"truncate": True}
         if asked.prompt_name is not None:
             parameters["prompt_name"] = asked.prompt_name
-        found = await _embed(served, backend, contract, asked.input, parameters)
+        found = await _embed(served, backend, contract, inputs, parameters)
         rows = _cut(found.embeddings, contract, asked.dimensions, normalize=contract.normalized)
         base64_wanted = asked.encoding_format == "base64"
         data = [
@@ -130,14 +114,17 @@ def _openai_routes(app: FastAPI, served: _Served) -> None:
 def _tei_routes(app: FastAPI, served: _Served) -> None:
     settings, metrics = served
 
-    @app.post("/embed")
+    @app.post("/embed", openapi_extra=_body_of(EmbedRequest))
     @app.post("/", include_in_schema=False)
-    async def embed(asked: EmbedRequest, request: Request) -> Response:
+    async def embed(request: Request) -> Response:
+        asked = read(await request.body(), EmbedRequest, status=422)
+        inputs = inputs_of(asked.inputs, field="inputs", most=settings.max_inputs, status=422)
+        normalize = asked.normalize is not False
         backend: Backend = request.app.state.backend
         contract = await backend.find(settings.model)
         if asked.truncation_direction in {"left", "Left"}:
             raise Problem(422, "truncation_direction: rows are cut as the model's tokenizer does")
-        if contract.normalized and not asked.normalize:
+        if contract.normalized and not normalize:
             raise Problem(
                 422,
                 f"normalize: the engine of {contract.name} normalises; build one that does not: "
@@ -147,8 +134,8 @@ def _tei_routes(app: FastAPI, served: _Served) -> None:
         parameters: dict[str, Any] = {"truncate": truncate}
         if asked.prompt_name is not None:
             parameters["prompt_name"] = asked.prompt_name
-        found = await _embed(served, backend, contract, asked.inputs, parameters)
-        return Json(_cut(found.embeddings, contract, asked.dimensions, normalize=asked.normalize))
+        found = await _embed(served, backend, contract, inputs, parameters)
+        return Json(_cut(found.embeddings, contract, asked.dimensions, normalize=normalize))
 
     @app.get("/info")
     async def info(request: Request) -> Response:
@@ -175,8 +162,8 @@ def _tei_routes(app: FastAPI, served: _Served) -> None:
             }
         )
 
-    @app.get("/health")
-    @app.get("/ping", include_in_schema=False)
+    @app.api_route("/health", methods=["GET", "HEAD"])
+    @app.api_route("/ping", methods=["GET", "HEAD"], include_in_schema=False)
     async def health(request: Request) -> Response:
         backend: Backend = request.app.state.backend
         if not await backend.is_ready():
@@ -192,27 +179,16 @@ async def _embed(
     served: _Served,
     backend: Backend,
     contract: Contract,
-    given: Any,
+    given: list[str] | list[list[int]],
     parameters: dict[str, Any],
 ) -> Vectors:
     """Embeds what a request gives: a text, texts, token ids, or rows of token ids."""
-    if isinstance(given, str) or (given and isinstance(given[0], int)):
-        given = [given]
-    if not given:
-        raise Problem(400, "the input is empty; send a text", param="input")
-    most = served.settings.max_inputs
-    if len(given) > most:
-        raise Problem(
-            413,
-            f"{len(given):,} inputs, and at most {most:,} are taken at once; send "
-            f"them in several requests",
-            param="input",
-        )
-    if isinstance(given[0], str):
-        texts = [_SURROGATES.sub("\ufffd", text).encode() for text in given]
-    else:
+    texts = [
+        _SURROGATES.sub("\ufffd", each).encode() if isinstance(each, str) else _ids(each, contract)
+        for each in given
+    ]
+    if not isinstance(given[0], str):
         parameters = parameters | {"input_type": "ids"}
-        texts = [_ids(row, contract) for row in given]
     found = await backend.embed(contract, texts, parameters)
     served.metrics.texts.inc(len(texts))
     served.metrics.tokens.inc(found.tokens)
@@ -223,8 +199,7 @@ def _ids(row: Sequence[int], contract: Contract) -> bytes:
     if row and not (min(row) >= 0 and max(row) < contract.vocab_size):
         raise Problem(
             400,
-            f"token ids from {min(row)} to {max(row)}; the model knows 0 to "
-            f"{contract.vocab_size - 1}",
+            f"token ids that the model does not know; it knows 0 to {contract.vocab_size - 1}",
             param="input",
         )
     return np.array(row, "<i4").tobytes()
@@ -254,27 +229,9 @@ def _say_problems(app: FastAPI) -> None:
     async def problem(request: Request, error: Problem) -> Response:
         return answer(error, openai=is_openai(request.url.path))
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
-        openai = is_openai(request.url.path)
-        first = error.errors()[0]
-        where = [str(part) for part in first["loc"] if part != "body"]
-        field = next((part for part in where if not part.isdigit()), None)
-        if first["type"] == "json_invalid":
-            message = f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}"
-            field = None
-        elif field in {"input", "inputs"}:
-            message = f"{field} must be a text, a list of texts, or token ids (lists of integers)"
-        else:
-            message = f"{field or 'the body'}: {first['msg']}"
-        return answer(Problem(400 if openai else 422, message, param=field), openai=openai)
-
     @app.exception_handler(HTTPException)
     async def plain(request: Request, error: HTTPException) -> Response:
         message = f"{request.method} {request.url.path[:200]}: {error.detail}"
-        return answer(Problem(error.status_code, message), openai=is_openai(request.url.path))
-
-    @app.exception_handler(Exception)
-    async def internal(request: Request, error: Exception) -> Response:
-        message = f"internal error: {type(error).__name__}; please report it"
-        return answer(Problem(500, message), openai=is_openai(request.url.path))
+        told = answer(Problem(error.status_code, message), openai=is_openai(request.url.path))
+        told.headers.update(error.headers or {})
+        return told

@@ -6,6 +6,7 @@ import asyncio
 import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,16 @@ _AT_ONCE = 4
 _ROWS = 64
 """Texts in each of them."""
 _ENDING = text_name("")
+_LONG = 1 << 17
+"""Bytes of texts that are sent together; of more than that, one text, no other at a time."""
+_CHANNEL = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    # By itself it waits up to two minutes before it looks for a server again.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
+_KNOWN_SECONDS = 10.0
 _ASK_SECONDS = 5.0
 _AGAIN_SECONDS = 2.0
 _TEXT_AT = re.compile(r"\btext (\d+) of \d+\b")
@@ -59,7 +70,8 @@ class Backend:
     def __init__(self, server: str, *, timeout: float) -> None:
         self._server = server
         self._timeout = timeout
-        self._client = triton.InferenceServerClient(server)
+        self._client = triton.InferenceServerClient(server, channel_args=_CHANNEL)
+        self._long = asyncio.Semaphore(1)
         self._models: dict[str, Contract] = {}
         self._looked = -_AGAIN_SECONDS
 
@@ -72,7 +84,7 @@ class Backend:
         try:
             if not await self._client.is_server_ready(client_timeout=_ASK_SECONDS):
                 return False
-            return bool(await self.models(fresh=not self._models))
+            return bool(await self.models(fresh=True))
         except (InferenceServerException, Problem):
             return False
 
@@ -116,7 +128,8 @@ class Backend:
         Raises:
             Problem: there is none, or more than one.
         """
-        for fresh in (False, True):
+        stale = time.monotonic() > self._looked + _KNOWN_SECONDS
+        for fresh in (stale, True):
             models = await self.models(fresh=fresh)
             if name is None and len(models) == 1:
                 return next(iter(models.values()))
@@ -151,20 +164,25 @@ class Backend:
         rows = min(_ROWS, contract.max_batch)
         # Texts of about one length go together, so that little is padded.
         order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
-        parts = [order[start : start + rows] for start in range(0, len(order), rows)]
+        parts = _parts(order, [len(text) for text in texts], rows)
         embeddings = np.empty((len(texts), contract.dimension), np.float32)
         tokens = 0
         turns = asyncio.Semaphore(_AT_ONCE)
         deadline = time.monotonic() + self._timeout
 
         async def ask(part: Sequence[int]) -> int:
-            async with turns:
+            long = sum(len(texts[row]) for row in part) > _LONG
+            async with turns, self._long if long else nullcontext():
                 batch = np.array([texts[row] for row in part], object).reshape(-1, 1)
                 try:
                     result = await self._ask(contract, batch, parameters, deadline)
                 except InferenceServerException as error:
                     raise self._explained(error, part, len(texts)) from error
-            embeddings[part] = result.as_numpy(EMBEDDING)
+            vectors = result.as_numpy(EMBEDDING)
+            if vectors.shape != (len(part), contract.dimension):
+                self._models = {}
+                raise Problem(503, "the model has just been replaced; try again")
+            embeddings[part] = vectors
             return int(result.as_numpy(TOKENS).sum())
 
         tasks = [asyncio.ensure_future(ask(part)) for part in parts]
@@ -209,6 +227,22 @@ class Backend:
             return Problem(
                 504, f"there was no answer within {self._timeout:.0f} s; send fewer texts at once"
             )
+        self._models = {}  # it may be another server by now
+        if status.endswith("NOT_FOUND") or "unknown model" in said:
+            return Problem(503, "the model is not served any more, or not yet again; try again")
         if status.endswith(("UNAVAILABLE", "CANCELLED")):
             return Problem(503, f"the server {self._server} is not there just now; try again soon")
         return Problem(500, f"the server failed: {said[:500]}")
+
+
+def _parts(order: Sequence[int], sizes: Sequence[int], rows: int) -> list[list[int]]:
+    """Cuts texts into parts of so many rows, and of so many bytes."""
+    parts: list[list[int]] = []
+    size = 0
+    for row in order:
+        if not parts or len(parts[-1]) == rows or size + sizes[row] > _LONG:
+            parts.append([])
+            size = 0
+        parts[-1].append(row)
+        size += sizes[row]
+    return parts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from http import HTTPStatus
@@ -21,6 +22,7 @@ FREE = OPEN | {"/metrics", "/info", "/v1/models", "/docs", "/openapi.json"}
 """Not counted among the requests that are worked on: they are over at once."""
 
 
+_LOG = logging.getLogger("uvicorn.error")
 _DRAINED = 4  # times the largest body
 _DRAIN_SECONDS = 5.0
 
@@ -53,8 +55,11 @@ class Limits:
             return
         path = str(scope["path"])
         with self._metrics.request(path) as note:
+            begun = False
 
             async def noting(message: Message) -> None:
+                nonlocal begun
+                begun = True
                 if message["type"] == "http.response.start":
                     note(int(message["status"]))
                 await send(message)
@@ -67,6 +72,12 @@ class Limits:
                 if problem.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
                     await self._drain(receive)
                 await answer(problem, openai=is_openai(path))(scope, receive, noting)
+            except Exception as error:
+                if begun:
+                    raise
+                _LOG.exception("a request to %s failed", path[:200])
+                ours = Problem(500, f"internal error: {type(error).__name__}; please report it")
+                await answer(ours, openai=is_openai(path))(scope, receive, noting)
 
     async def _serve(self, scope: Scope, path: str, receive: Receive, send: Send) -> None:
         headers = {name.lower(): value for name, value in scope["headers"]}

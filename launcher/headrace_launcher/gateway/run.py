@@ -17,6 +17,8 @@ from headrace_launcher.gateway.settings import GatewaySettings
 from headrace_launcher.ports import check_port
 
 _BACKLOG = 1024
+_MOST_HEAD = 1 << 16  # bytes of a request's head, and of what is sent before it is answered
+_READ_SECONDS = 30.0
 _SPARE = 256  # connections beyond those that are worked on: idle ones, and ones to be told so
 
 
@@ -30,7 +32,12 @@ class _Server(uvicorn.Server):
 
 def _protocol(head_seconds: float) -> type[HttpToolsProtocol]:
     class Protocol(HttpToolsProtocol):
-        """Closes connections on which no request begins."""
+        """Closes connections on which no request begins, or no answer is read."""
+
+        _in_request = False
+        _head_bytes = 0
+        _heads = 0
+        _paused = 0
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -40,6 +47,42 @@ def _protocol(head_seconds: float) -> type[HttpToolsProtocol]:
             begun: Any = self.cycle  # None until then
             if begun is None and not self.transport.is_closing():
                 self.transport.close()
+
+        def data_received(self, data: bytes) -> None:
+            if not self._in_request:
+                if not self._head_bytes:
+                    self._heads += 1
+                    self.loop.call_later(head_seconds, self._check_head, self._heads)
+                self._head_bytes += len(data)
+                if self._head_bytes > _MOST_HEAD + len(data):
+                    self.transport.close()
+                    return
+            super().data_received(data)
+
+        def on_headers_complete(self) -> None:
+            self._in_request, self._head_bytes = True, 0
+            super().on_headers_complete()
+
+        def on_message_complete(self) -> None:
+            self._in_request = False
+            super().on_message_complete()
+
+        def _check_head(self, number: int) -> None:
+            if self._head_bytes and self._heads == number:
+                self.transport.close()
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._paused += 1
+            self.loop.call_later(_READ_SECONDS, self._check_read, self._paused)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._paused += 1
+
+        def _check_read(self, number: int) -> None:
+            if self._paused == number and not self.transport.is_closing():
+                self.transport.abort()  # closing would wait for the caller to read
 
     return Protocol
 

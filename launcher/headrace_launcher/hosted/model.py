@@ -124,7 +124,9 @@ def _answer_to(request: Any) -> Answer:
     def answer(vectors: NDArray[np.floating] | DeviceArray | None, error: Exception | None) -> None:
         final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
         if vectors is None:
-            failure = pb_utils.TritonError(f"{type(error).__name__}: {error}")
+            kinds = pb_utils.TritonError
+            kind = kinds.INVALID_ARG if isinstance(error, ValueError) else kinds.INTERNAL
+            failure = pb_utils.TritonError(f"{type(error).__name__}: {error}", kind)
             sender.send(pb_utils.InferenceResponse(error=failure), flags=final)
             return
         if isinstance(vectors, DeviceArray):
