@@ -64,7 +64,7 @@ test-torch: $(VENV)/.torch ## install torch, then the tests against sentence-tra
 	$(BIN)/python -m pytest -m torch
 
 test-rtx: $(VENV)/.rtx ## install TensorRT for RTX, then build real plans with it, which needs no GPU
-	$(BIN)/python -m pytest tests/launcher/engines tests/launcher/test_plans.py
+	$(BIN)/python -m pytest -n 2 tests/launcher/engines tests/launcher/test_plans.py
 
 test-gpu: $(VENV)/.gpu ## the tests that need an NVIDIA GPU; with torch and TensorRT, if installed, all
 	$(BIN)/python -m pytest -m gpu

@@ -93,9 +93,9 @@ def test_the_engine_cuts_and_leaves_raw_as_the_client_would(tmp_path, embed):
 
 
 @pytest.mark.torch
-def test_two_thousand_real_texts(embed, capsys):
+def test_a_thousand_real_texts(embed, capsys):
     pytest.importorskip("sentence_transformers")
-    texts = corpus.take(2000)
+    texts = corpus.take(1000)
     want = make_goldens.reference(texts)
     for precision, least in LEAST_COSINE.items():
         found = cosines(embed(texts, precision=precision), want).min()
