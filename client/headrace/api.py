@@ -146,10 +146,7 @@ def run(
         MachineError: the machine, a file or the server is not as it must be.
     """
     _check_files(config)
-    files = _files_written(config)
-    own = [files["errors file"], files["manifest"], partial_folder(config.output)]
-    own = [Path(os.path.realpath(path.parent)) / path.name for path in own]
-    inputs = find_inputs(config.inputs, format=config.format, own=own)
+    inputs = find_inputs(config.inputs, format=config.format, own=_own_files(config))
     _check_not_an_input(config, inputs)
     counters = Counters()
     complete = False
@@ -184,6 +181,13 @@ def _files_written(config: EmbedConfig) -> dict[str, Path]:
         "manifest": manifest_path(config.output),
     }
     return files | ({"report": config.report} if config.report is not None else {})
+
+
+def _own_files(config: EmbedConfig) -> list[Path]:
+    """Returns what the run puts beside its output, which may lie among the inputs."""
+    of_output = (errors_path, manifest_path, partial_folder)
+    paths = [path(config.output) for path in of_output]
+    return [Path(os.path.realpath(path.parent)) / path.name for path in paths]
 
 
 def _check_files(config: EmbedConfig) -> None:

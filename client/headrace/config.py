@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from headrace.contract import is_utf8
 from headrace.errors import UsageError
 
 Format = Literal["jsonl", "text", "parquet"]
@@ -158,13 +159,5 @@ class EmbedConfig:
         if not 0 < self.share <= 1:
             raise UsageError(f"--share must be above 0 and at most 1, not {self.share}")
         for option, text in (("--prompt", self.prompt), ("--text-field", self.text_field)):
-            if text is not None and not _is_utf8(text):
+            if text is not None and not is_utf8(text):
                 raise UsageError(f"{option} must be UTF-8, not {os.fsencode(text)!r}")
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

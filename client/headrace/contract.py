@@ -172,6 +172,15 @@ class Contract:
         return contract
 
 
+def is_utf8(text: str) -> bool:
+    """Returns whether a text can be written as UTF-8: one with lone surrogates cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def text_name(name: str) -> str:
     """Returns the name of the model that takes texts, of an entry of that name."""
     return f"{name}-text"

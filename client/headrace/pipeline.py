@@ -261,7 +261,7 @@ def _within_limit(
     config: EmbedConfig, connection: Connection, inputs: list[Input], rows: int
 ) -> tuple[int, int]:
     """Returns how many feeders a run has, and the memory that its processes may take."""
-    slots = _part(config, connection).slots
+    slots = _part(config, connection, 0).slots
     budget = Budget.of(config, connection.contract, rows, slots)
     wanted = choose_feeders(config, connection.contract, inputs)
     if config.share < 1:
@@ -271,18 +271,12 @@ def _within_limit(
     return feeders, budget.total(feeders)
 
 
-def _part(config: EmbedConfig, connection: Connection) -> Part:
-    """Returns how many batches a run has at the server, at most, and for how much of the time."""
+def _part(config: EmbedConfig, connection: Connection, feeders: int) -> Part:
+    """Returns how many batches each feeder, or this process, has at the server, and how long."""
+    each = max(1, feeders)
     if config.share < 1:
-        return Part.of(config.share, connection.contract, connection.instances)
-    return Part(connection.slots, 1.0)
-
-
-def _slots_of_each(config: EmbedConfig, connection: Connection, feeders: int) -> int:
-    """Returns how many batches each feeder has at the server, at most."""
-    if config.share < 1:
-        return max(1, _part(config, connection).slots // feeders)
-    return max(2, -(-connection.slots // feeders))
+        return Part.of(config.share, connection.contract, connection.instances / each)
+    return Part(max(2, -(-connection.slots // each)), 1.0)
 
 
 def check_settings(config: EmbedConfig, contract: Contract) -> None:
@@ -401,7 +395,7 @@ class _Inline:
                 self._tokenizer,
                 self._transport,
                 job.counters,
-                busy=_part(job.config, job.connection).busy,
+                busy=_part(job.config, job.connection, 0).busy,
                 stopping=job.stop,
             )
         except BaseException:  # an interruption, while its loops are loaded
@@ -453,7 +447,7 @@ class _Inline:
 
     def _open_transport(self, connection: Connection) -> None:
         self._transport, self.transport_reason = connection.open_transport(
-            self._job.config.transport, slots=_part(self._job.config, connection).slots
+            self._job.config.transport, slots=_part(self._job.config, connection, 0).slots
         )
         self.transport = self._transport.name
 
@@ -477,6 +471,7 @@ class _Pooled:
         self.feeder_deaths = 0
         self.transport = ""
         connection, config = job.connection, job.config
+        part = _part(config, connection, feeders)
         setup = Setup(
             config=config,
             server=connection.server,
@@ -485,8 +480,8 @@ class _Pooled:
             prompt=job.prompt,
             max_length=job.max_length,
             dimension=config.truncate_dim or connection.contract.dimension,
-            slots=_slots_of_each(config, connection, feeders),
-            busy=_part(config, connection).busy,
+            slots=part.slots,
+            busy=part.busy,
             in_place=output.open_in_place(),
         )
         self._first = len(output.done)

@@ -30,14 +30,14 @@ class Part(NamedTuple):
     busy: float
 
     @classmethod
-    def of(cls, share: float, contract: Contract, instances: int) -> Part:
+    def of(cls, share: float, contract: Contract, instances: float) -> Part:
         """Returns it.
 
         Args:
             share: part of the server's time, below 1.
             contract: the model's settings; half of what keeps an instance busy is being computed,
                 the other half waits.
-            instances: of the model.
+            instances: of the model; for one of several feeders its part of them.
         """
         whole = share * contract.in_flight * instances / 2
         slots = max(1, math.ceil(whole - _NEARLY))

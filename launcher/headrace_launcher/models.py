@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from headrace.contract import MOST_NUMBERS, TOKENIZER_FILE
+from headrace.contract import MOST_NUMBERS, TOKENIZER_FILE, is_utf8
 from headrace.errors import UsageError
 from headrace_launcher.locate import SAFETENSORS_FAMILIES, Located, locate
 from headrace_launcher.modelfiles import as_object, inside, is_count, read_object, read_tokenizer
@@ -308,18 +308,10 @@ def _prompts(folder: Path) -> tuple[dict[str, str], str | None]:
     default = config.get("default_prompt_name")
     if not isinstance(prompts, dict) or not all(isinstance(p, str) for p in prompts.values()):
         raise UsageError(f"{file}: prompts is not a map of names to texts; correct it")
-    if not _is_unicode("".join((*prompts, *prompts.values()))):
+    if not is_utf8("".join((*prompts, *prompts.values()))):
         raise UsageError(f"{file}: a prompt holds a lone surrogate, which is no text; correct it")
     if default is not None and (not isinstance(default, str) or default not in prompts):
         raise UsageError(
             f"{file}: default_prompt_name {str(default)[:100]!r} is none of its prompts"
         )
     return prompts, default
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

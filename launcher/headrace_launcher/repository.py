@@ -43,14 +43,14 @@ HOSTED_FILES = tuple(sorted((Path(__file__).parent / "hosted").glob("[a-z]*.py")
 """What Triton's Python backend runs: ``model.py`` and what it imports."""
 PLAN_PARAMETER = "headrace_plan"
 FILES_PARAMETER = "headrace_files"
-CONFIG_VERSION = 3
+CONFIG_VERSION = 4
 """Part of an entry's key: raise it whenever another config is written for the same entry."""
 # Rows of online callers' requests that run together. Triton captures a CUDA graph of each of these
 # sizes (and of the largest) at each bucket's longest row.
 _TOGETHER = (1, 2, 4, 8, 16, 32)
 _WARM_LENGTH = 512  # on a CPU a row of thousands of tokens takes seconds
 _ONES = "ones-"
-WARM_UP_FOLDER = "warmup"  # as Triton calls it
+_WARM_UP_FOLDER = "warmup"  # as Triton calls it
 _WHY = """\
 dynamic_batching: requests that wait while the engine is busy are computed together.
 max_queue_delay_microseconds is not set: no request waits for others to come. Under load they come
@@ -183,14 +183,14 @@ def entry_config(contract: Contract, host: Host, *, key: str) -> pb.ModelConfig:
     config.parameters[PARAMETER].string_value = contract.to_json()
     config.parameters[KEY_PARAMETER].string_value = key
     config.dynamic_batching.SetInParent()
+    for bucket in contract.buckets:
+        if contract.capability or bucket.max_length <= _WARM_LENGTH:
+            _warm_up(config, bucket)
     if host.backend == "python":
         for tensor in config.input:
             tensor.allow_ragged_batch = True
     if not contract.capability:
         config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
-        for bucket in contract.buckets:
-            if bucket.max_length <= _WARM_LENGTH:
-                _warm_up(config, bucket, mask=True)
         return config
     config.parameters[PLAN_PARAMETER].string_value = host.plan
     group = config.instance_group.add(
@@ -200,8 +200,6 @@ def entry_config(contract: Contract, host: Host, *, key: str) -> pb.ModelConfig:
         # Batches that lie in a GPU's memory are to stay there (python_backend README, "Input
         # Tensor Device Placement").
         config.parameters["FORCE_CPU_ONLY_INPUT_TENSORS"].string_value = "no"
-        for bucket in contract.buckets:
-            _warm_up(config, bucket, mask=True)
     else:
         config.platform = "tensorrt_plan"
         config.default_model_filename = PLAN_FILE
@@ -227,8 +225,6 @@ def _tune(config: pb.ModelConfig, contract: Contract) -> None:
     # Small batches are over before their kernels could be launched one by one.
     config.optimization.cuda.graphs = True
     config.optimization.cuda.output_copy_stream = True
-    for bucket in contract.buckets:
-        _warm_up(config, bucket)
 
 
 def config_text(config: pb.ModelConfig, why: str) -> str:
@@ -237,35 +233,28 @@ def config_text(config: pb.ModelConfig, why: str) -> str:
     return comments + str(text_format.MessageToString(config, as_utf8=True))
 
 
-def _warm_up(config: pb.ModelConfig, bucket: Bucket, *, mask: bool = False) -> None:
+def _warm_up(config: pb.ModelConfig, bucket: Bucket) -> None:
     """Has Triton run a batch of one row of a bucket before the model is ready.
 
-    Its ids are 0, which every vocabulary has, and not random numbers, which none may have.
-
-    Args:
-        config: the entry's.
-        bucket: which.
-        mask: whether all of the row is to be tokens, since padding would be cut off.
+    Its ids are 0, which every vocabulary has, and not random numbers, which none may have. All of
+    the row is tokens, since padding would be cut off.
     """
     sample = config.model_warmup.add(name=f"length {bucket.max_length}", batch_size=1)
     for name in (INPUT_IDS, ATTENTION_MASK):
         data = sample.inputs[name]
         data.data_type = pb.TYPE_INT32
         data.dims.append(bucket.max_length)
-        if mask and name == ATTENTION_MASK:
-            data.input_data_file = f"{_ONES}{bucket.max_length}"
-        else:
-            data.zero_data = True
+    sample.inputs[INPUT_IDS].zero_data = True
+    sample.inputs[ATTENTION_MASK].input_data_file = f"{_ONES}{bucket.max_length}"
 
 
 def _write_warm_up(config: pb.ModelConfig, folder: Path) -> None:
     """Writes the files that the samples of a config name into an entry's folder."""
+    (folder / _WARM_UP_FOLDER).mkdir()
     for sample in config.model_warmup:
-        for data in sample.inputs.values():
-            if data.input_data_file:
-                (folder / WARM_UP_FOLDER).mkdir(exist_ok=True)
-                ones = b"\1\0\0\0" * int(data.input_data_file.removeprefix(_ONES))
-                (folder / WARM_UP_FOLDER / data.input_data_file).write_bytes(ones)
+        data = sample.inputs[ATTENTION_MASK]
+        ones = b"\1\0\0\0" * data.dims[0]
+        (folder / _WARM_UP_FOLDER / data.input_data_file).write_bytes(ones)
 
 
 def find_plan(repository: Path, plan: str) -> Path | None:
@@ -340,7 +329,7 @@ def publish(
             shutil.copyfile(tokenizer, fresh / TOKENIZER_FILE)
             _write_warm_up(config, fresh)
             config.parameters[FILES_PARAMETER].string_value = json.dumps(_sizes(fresh))
-            (fresh / CONFIG_FILE).write_text(config_text(config, _WHY if config.input else ""))
+            (fresh / CONFIG_FILE).write_text(config_text(config, _WHY))
             sync_tree(fresh)
             if final.exists():
                 final.rename(Path(scratch) / "old")

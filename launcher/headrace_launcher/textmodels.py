@@ -12,6 +12,7 @@ import filecmp
 import importlib.util
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from tritonclient.grpc import model_config_pb2 as pb
@@ -98,16 +99,16 @@ def ensure_text_models(repository: Path, contract: Contract) -> bool:
     Raises:
         MachineError: the repository cannot be written.
     """
-    folders = [repository / name for name in text_models(contract.name)]
-    if any(folder.exists() and not _is_ours(folder) for folder in folders):
+    models = _models(repository, contract)
+    if any(folder.exists() and not _is_ours(folder) for folder in models):
         return False
     try:
         with tempfile.TemporaryDirectory(dir=repository, prefix=repo.SCRATCH_PREFIX) as scratch:
-            for folder in folders:
-                fresh = Path(scratch) / folder.name
-                _write(fresh, repository, contract)
-                if _equal(fresh, folder):
+            for folder, files in models.items():
+                if _has(folder, files):
                     continue
+                fresh = Path(scratch) / folder.name
+                _write(fresh, files)
                 if folder.exists():
                     folder.rename(Path(scratch) / f"old-{folder.name}")
                 fresh.rename(folder)
@@ -121,12 +122,7 @@ def ensure_text_models(repository: Path, contract: Contract) -> bool:
 
 def are_current(repository: Path, contract: Contract) -> bool:
     """Returns whether an entry's text models are there and current."""
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in text_models(contract.name):
-            _write(Path(scratch) / name, repository, contract)
-            if not _equal(Path(scratch) / name, repository / name):
-                return False
-    return True
+    return all(_has(folder, files) for folder, files in _models(repository, contract).items())
 
 
 def text_models(name: str) -> tuple[str, str]:
@@ -134,23 +130,51 @@ def text_models(name: str) -> tuple[str, str]:
     return tokenize_name(name), text_name(name)
 
 
-def _write(folder: Path, repository: Path, contract: Contract) -> None:
-    version = folder / repo.VERSION_FOLDER
-    version.mkdir(parents=True)
+def _models(repository: Path, contract: Contract) -> dict[Path, dict[str, Path | str]]:
+    """Returns what is to lie in the folder of each: a text, or what another file has."""
     names = {
         "name": contract.name,
         "text": text_name(contract.name),
         "tokenize": tokenize_name(contract.name),
     }
-    if folder.name == tokenize_name(contract.name):
-        for path in shared_files():
-            shutil.copyfile(path, version / path.name)
-        shutil.copyfile(repository / contract.name / TOKENIZER_FILE, folder / TOKENIZER_FILE)
-        config, why = tokenize_config(contract), _WHY_TOKENIZE
-    else:
-        config, why = text_config(contract), _WHY_TEXT
-    (folder / repo.CONFIG_FILE).write_text(repo.config_text(config, why.format(**names)))
+    tokenize: dict[str, Path | str] = {
+        f"{repo.VERSION_FOLDER}/{path.name}": path for path in shared_files()
+    }
+    tokenize[TOKENIZER_FILE] = repository / contract.name / TOKENIZER_FILE
+    why = _WHY_TOKENIZE.format(**names)
+    tokenize[repo.CONFIG_FILE] = repo.config_text(tokenize_config(contract), why)
+    text = repo.config_text(text_config(contract), _WHY_TEXT.format(**names))
+    return {
+        repository / names["tokenize"]: tokenize,
+        repository / names["text"]: {repo.CONFIG_FILE: text},
+    }
+
+
+def _write(folder: Path, files: Mapping[str, Path | str]) -> None:
+    (folder / repo.VERSION_FOLDER).mkdir(parents=True)  # an ensemble has an empty one
+    for name, content in files.items():
+        if isinstance(content, Path):
+            shutil.copyfile(content, folder / name)
+        else:
+            (folder / name).write_text(content)
     repo.sync_tree(folder)
+
+
+def _has(folder: Path, files: Mapping[str, Path | str]) -> bool:
+    """Whether a folder has these files, and no others but what Python leaves."""
+    there = {
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and path.parent.name != "__pycache__"
+    }
+    if there != files.keys() or not (folder / repo.VERSION_FOLDER).is_dir():
+        return False
+    return all(
+        filecmp.cmp(content, folder / name, shallow=False)
+        if isinstance(content, Path)
+        else (folder / name).read_bytes() == content.encode()
+        for name, content in files.items()
+    )
 
 
 def _is_ours(folder: Path) -> bool:
@@ -158,18 +182,3 @@ def _is_ours(folder: Path) -> bool:
     if config is None:
         return not any(folder.iterdir())
     return TEXT_PARAMETER in config.parameters
-
-
-def _equal(one: Path, other: Path) -> bool:
-    """Whether two folders have the same files."""
-    names = [
-        sorted(
-            str(path.relative_to(at))
-            for path in at.rglob("*")
-            if path.is_file() and path.parent.name != "__pycache__"
-        )
-        for at in (one, other)
-    ]
-    if names[0] != names[1] or not (other / repo.VERSION_FOLDER).is_dir():
-        return False
-    return all(filecmp.cmp(one / name, other / name, shallow=False) for name in names[0])

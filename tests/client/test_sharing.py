@@ -22,6 +22,8 @@ from headrace.sharing import Pace, Part
         (0.8, 16, 1, 7, 6.4 / 7),
         (0.5, 4, 8, 8, 1.0),
         (0.9, 1, 1, 1, 0.45),
+        (0.8, 16, 0.5, 4, 0.8),  # one of two feeders
+        (0.5, 4, 0.25, 1, 0.25),
     ],
 )
 def test_no_more_batches_than_are_computed_at_once_and_their_share_of_it(

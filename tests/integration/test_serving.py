@@ -48,11 +48,10 @@ def serving(repository):
 
 
 @contextmanager
-def a_gateway(server, *options, environment=None):
+def started(command, environment=None):
     """Starts a gateway; gives its URL and its process."""
-    command = [sys.executable, "-m", "headrace", "gateway", "--server", server, "--port", "0"]
     process = subprocess.Popen(
-        [*command, *map(str, options)],
+        command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -65,6 +64,11 @@ def a_gateway(server, *options, environment=None):
     finally:
         process.terminate()
         process.communicate(timeout=60)
+
+
+def a_gateway(server, *options, environment=None):
+    command = [sys.executable, "-m", "headrace", "gateway", "--server", server, "--port", "0"]
+    return started([*command, *map(str, options)], environment)
 
 
 @pytest.fixture(scope="module")
@@ -322,24 +326,23 @@ def test_another_model_of_that_name_is_noticed(repository, tmp_path, model_folde
                 assert len(answer.json()[0]) == dimension
 
 
-def test_heads_without_end_and_answers_that_nobody_reads(gateway):
-    assert b"200" not in raw(gateway, b"GET /health HTTP/1.1\r\nX: " + b"a" * (1 << 20), wait=30)
+def test_heads_without_end(gateway):
+    assert b"200" not in raw(gateway, b"GET /health HTTP/1.1\r\nX: " + b"a" * (1 << 20))
     assert httpx.head(f"{gateway}/health").status_code == 200
     assert by_tei(gateway, ["still there"]).shape == (1, 384)
 
 
-def raw(url, data, wait=5.0):
-    """Sends bytes; returns what comes back until the connection is closed, or some seconds."""
-    host, port = url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=wait) as connection:
-        got = b""
+def raw(url, data):
+    """Sends bytes; returns what comes back until the connection is closed."""
+    got = b""
+    with connect(url) as connection:
         try:
             connection.sendall(data)
             while part := connection.recv(65536):
                 got += part
-        except (TimeoutError, ConnectionError):
+        except ConnectionError:
             pass
-        return got
+    return got
 
 
 OPENAI, TEI = "/v1/embeddings", "/embed"
@@ -411,8 +414,7 @@ def test_other_methods_and_surrogates(gateway):
 def test_a_body_without_end_is_refused_and_not_kept(gateway):
     head = b"POST /embed HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
     chunk = b"100000\r\n" + b"x" * 0x100000 + b"\r\n"
-    host, port = gateway.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as connection:
+    with connect(gateway) as connection:
         connection.sendall(head)
         try:
             for _ in range(64):
@@ -427,31 +429,88 @@ def test_a_body_without_end_is_refused_and_not_kept(gateway):
     assert by_tei(gateway, ["still there"]).shape == (1, 384)
 
 
-def test_slow_callers_and_those_who_go_away(serving):
-    settings = ["--model", FP32, "--max-concurrent", 64]
-    with a_gateway(serving.endpoints.grpc, *settings) as (url, process):
-        host, port = url.removeprefix("http://").split(":")
-        open_ = []
-        for number in range(60):  # half a head, half a body, nothing at all
-            connection = socket.create_connection((host, int(port)), timeout=30)
-            half = b"POST /embed HTTP/1.1\r\nHost: a\r\n"
-            body = half + b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
-            connection.sendall((half, body, b"G")[number % 3])
-            open_.append(connection)
-        start = time.monotonic()
-        assert by_tei(url, ["meanwhile"]).shape == (1, 384)
-        assert time.monotonic() - start < 10
-        data = json.dumps({"inputs": ["word " * 200] * 64}).encode()
-        request = b"POST /embed HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
-        for _ in range(5):
-            with socket.create_connection((host, int(port)), timeout=30) as connection:
-                connection.sendall(request + b"Content-Length: %d\r\n\r\n%b" % (len(data), data))
-        assert by_tei(url, ["and after"]).shape == (1, 384)
-        closed = [connection.recv(100) for connection in open_]  # all within the time-out
-        assert {each.split(b" ")[1] if each else b"" for each in closed} <= {b"", b"408", b"400"}
-        assert psutil.Process(process.pid).memory_info().rss < 512 << 20
-        for connection in open_:
-            connection.close()
+IMPATIENT = """
+import sys
+from headrace_launcher.gateway.run import run_gateway
+from headrace_launcher.gateway.settings import GatewaySettings
+server, model = sys.argv[1:]
+settings = GatewaySettings(
+    server=server, model=model, api_key="", max_concurrent=64, max_inputs=4096,
+    max_body_bytes=1 << 24, timeout=60.0, auto_truncate=True, patience=1.5,
+)
+run_gateway(settings, host="127.0.0.1", port=0, ready=lambda url: print("gateway", url, flush=True))
+"""
+
+
+@pytest.fixture(scope="module")
+def impatient(serving):
+    """A gateway whose callers have a second and a half for everything."""
+    command = [sys.executable, "-c", IMPATIENT, serving.endpoints.grpc, NULL]
+    with started(command) as (url, process):
+        yield url, process
+
+
+def connect(url, **options):
+    host, port = url.removeprefix("http://").split(":")
+    made = socket.socket()
+    made.settimeout(20)
+    for name, value in options.items():
+        made.setsockopt(socket.SOL_SOCKET, getattr(socket, name), value)
+    made.connect((host, int(port)))
+    return made
+
+
+POST = b"POST /embed HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+GET = b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"", b""),
+        (b"G", b""),
+        (POST, b""),
+        (POST + b"Content-Length: 100\r\n\r\n{", b"408"),
+        (GET + b"GET /metrics HTTP/1.1\r\nX", b"200"),  # answered, and then the same
+    ],
+)
+def test_who_does_not_go_on_is_not_waited_for(impatient, sent, status):
+    url, _ = impatient
+    with connect(url) as connection:
+        connection.sendall(sent)
+        got = b""
+        while part := connection.recv(65536):  # until it is closed, or the test's time is up
+            got += part
+    assert (got.split(b" ")[1] if got else b"") == status
+    assert by_tei(url, ["meanwhile"]).shape == (1, 384)
+
+
+def test_an_answer_that_nobody_reads_is_not_kept(impatient):
+    url, process = impatient
+    before = len(psutil.Process(process.pid).net_connections())
+    data = json.dumps({"inputs": ["word " * 5] * 4000}).encode()  # some 10 MB come back
+    with connect(url, SO_RCVBUF=4096) as connection:
+        connection.sendall(POST + b"Content-Length: %d\r\n\r\n%b" % (len(data), data))
+        deadline = time.monotonic() + 30
+        assert connection.recv(1) == b"H"  # it has begun
+        while len(psutil.Process(process.pid).net_connections()) > before:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    assert by_tei(url, ["meanwhile"]).shape == (1, 384)
+
+
+def test_callers_who_go_away_leave_nothing(impatient):
+    url, process = impatient
+    data = json.dumps({"inputs": ["word " * 200] * 64}).encode()
+    for _ in range(20):
+        with connect(url) as connection:
+            connection.sendall(POST + b"Content-Length: %d\r\n\r\n%b" % (len(data), data))
+    assert by_tei(url, ["and after"]).shape == (1, 384)
+    deadline = time.monotonic() + 30
+    while "headrace_gateway_running 1.0" not in httpx.get(f"{url}/metrics").text:  # this one
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert psutil.Process(process.pid).memory_info().rss < 1 << 30
 
 
 def test_more_requests_than_can_be_worked_on_are_told_to_come_again(serving):

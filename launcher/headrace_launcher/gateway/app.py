@@ -81,9 +81,7 @@ def _openai_routes(app: FastAPI, served: _Served) -> None:
         inputs = inputs_of(asked.input, field="input", most=most, status=400)
         backend: Backend = request.app.state.backend
         contract = await backend.find(asked.model)
-        parameters: dict[str, Any] = {"truncate": True}
-        if asked.prompt_name is not None:
-            parameters["prompt_name"] = asked.prompt_name
+        parameters = _parameters(asked.prompt_name, truncate=True)
         found = await _embed(served, backend, contract, inputs, parameters)
         rows = _cut(found.embeddings, contract, asked.dimensions, normalize=contract.normalized)
         base64_wanted = asked.encoding_format == "base64"
@@ -131,9 +129,7 @@ def _tei_routes(app: FastAPI, served: _Served) -> None:
                 f"headrace build MODEL --no-normalize",
             )
         truncate = settings.auto_truncate if asked.truncate is None else asked.truncate
-        parameters: dict[str, Any] = {"truncate": truncate}
-        if asked.prompt_name is not None:
-            parameters["prompt_name"] = asked.prompt_name
+        parameters = _parameters(asked.prompt_name, truncate=truncate)
         found = await _embed(served, backend, contract, inputs, parameters)
         return Json(_cut(found.embeddings, contract, asked.dimensions, normalize=normalize))
 
@@ -173,6 +169,11 @@ def _tei_routes(app: FastAPI, served: _Served) -> None:
     @app.get("/metrics")
     async def read_metrics() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+def _parameters(prompt_name: str | None, *, truncate: bool) -> dict[str, Any]:
+    named = {} if prompt_name is None else {"prompt_name": prompt_name}
+    return {"truncate": truncate} | named
 
 
 async def _embed(

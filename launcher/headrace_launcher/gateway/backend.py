@@ -177,6 +177,7 @@ class Backend:
                 try:
                     result = await self._ask(contract, batch, parameters, deadline)
                 except InferenceServerException as error:
+                    self._models = {}  # it may be another server by now
                     raise self._explained(error, part, len(texts)) from error
             vectors = result.as_numpy(EMBEDDING)
             if vectors.shape != (len(part), contract.dimension):
@@ -227,7 +228,6 @@ class Backend:
             return Problem(
                 504, f"there was no answer within {self._timeout:.0f} s; send fewer texts at once"
             )
-        self._models = {}  # it may be another server by now
         if status.endswith("NOT_FOUND") or "unknown model" in said:
             return Problem(503, "the model is not served any more, or not yet again; try again")
         if status.endswith(("UNAVAILABLE", "CANCELLED")):

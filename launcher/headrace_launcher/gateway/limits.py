@@ -14,13 +14,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from headrace_launcher.gateway.metrics import Metrics
 from headrace_launcher.gateway.problems import Problem, answer
-from headrace_launcher.gateway.settings import GatewaySettings
+from headrace_launcher.gateway.settings import MAX_PENDING_BYTES, GatewaySettings
 
 OPEN = frozenset({"/health", "/ping"})
 """Without a key: for whoever looks whether the gateway is alive."""
-FREE = OPEN | {"/metrics", "/info", "/v1/models", "/docs", "/openapi.json"}
-"""Not counted among the requests that are worked on: they are over at once."""
-
 
 _LOG = logging.getLogger("uvicorn.error")
 _DRAINED = 4  # times the largest body
@@ -82,7 +79,7 @@ class Limits:
     async def _serve(self, scope: Scope, path: str, receive: Receive, send: Send) -> None:
         headers = {name.lower(): value for name, value in scope["headers"]}
         self._check_key(path, headers.get(b"authorization", b""))
-        if path in FREE or scope["method"] not in {"POST", "PUT", "PATCH"}:
+        if scope["method"] in {"GET", "HEAD"}:  # over at once
             await self._app(scope, receive, send)
             return
         if self._working >= self._settings.max_concurrent:
@@ -92,7 +89,7 @@ class Limits:
 
         def hold(size: int) -> None:
             nonlocal held
-            if self._pending + size > self._settings.max_pending_bytes:
+            if self._pending + size > MAX_PENDING_BYTES:
                 raise Problem(429, "the requests that are worked on fill the memory; try again")
             self._pending += size
             held += size
@@ -136,7 +133,7 @@ class Limits:
         parts: list[bytes] = []
         size = 0
         try:
-            async with asyncio.timeout(self._settings.body_timeout):
+            async with asyncio.timeout(self._settings.patience):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
@@ -150,7 +147,7 @@ class Limits:
                     if not message.get("more_body", False):
                         return b"".join(parts)
         except TimeoutError:
-            seconds = self._settings.body_timeout
+            seconds = self._settings.patience
             raise Problem(408, f"the body was not there within {seconds:.0f} s") from None
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from headrace.contract import is_utf8
 from headrace_launcher.gateway.problems import Problem
 
 _INPUT = "a text, a list of texts, or token ids (lists of integers)"
@@ -26,7 +27,6 @@ class EmbeddingsRequest(BaseModel):
     model: str
     encoding_format: Literal["float", "base64"] | None = "float"
     dimensions: int | None = Field(None, ge=1)
-    user: str | None = None
     prompt_name: str | None = None  # ours
 
 
@@ -67,7 +67,7 @@ def read(body: bytes, kind: type[_Asked], *, status: int) -> _Asked:
         message = f"{field or 'the body'}: {first['msg']}"[:_SHOWN]
         raise Problem(status, message, param=field) from None
     name = found.get("prompt_name")
-    if name is not None and ("\0" in name or not _is_utf8(name)):
+    if name is not None and ("\0" in name or not is_utf8(name)):
         raise Problem(status, "prompt_name must be UTF-8 without NUL", param="prompt_name")
     return asked
 
@@ -120,11 +120,3 @@ def _parse(body: bytes, status: int) -> Any:
             except (ValueError, RecursionError):
                 pass
         raise Problem(status, f"the body is not JSON: {str(error)[:_SHOWN]}") from None
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

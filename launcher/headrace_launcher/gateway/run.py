@@ -13,12 +13,11 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from headrace_launcher.gateway.app import make_app
-from headrace_launcher.gateway.settings import GatewaySettings
+from headrace_launcher.gateway.settings import DRAIN_SECONDS, GatewaySettings
 from headrace_launcher.ports import check_port
 
 _BACKLOG = 1024
-_MOST_HEAD = 1 << 16  # bytes of a request's head, and of what is sent before it is answered
-_READ_SECONDS = 30.0
+_MOST_HEAD = 1 << 16  # bytes of a request's head, and of what comes with it
 _SPARE = 256  # connections beyond those that are worked on: idle ones, and ones to be told so
 
 
@@ -30,51 +29,45 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _protocol(head_seconds: float) -> type[HttpToolsProtocol]:
+def _protocol(patience: float) -> type[HttpToolsProtocol]:
     class Protocol(HttpToolsProtocol):
         """Closes connections on which no request begins, or no answer is read."""
 
-        _in_request = False
-        _head_bytes = 0
         _heads = 0
+        _in_head = False
+        _head_bytes = 0
         _paused = 0
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            self.loop.call_later(head_seconds, self._check_begun)
+            self.loop.call_later(patience, self._check_head, 0)  # that one begins
 
-        def _check_begun(self) -> None:
-            begun: Any = self.cycle  # None until then
-            if begun is None and not self.transport.is_closing():
-                self.transport.close()
-
-        def data_received(self, data: bytes) -> None:
-            if not self._in_request:
-                if not self._head_bytes:
-                    self._heads += 1
-                    self.loop.call_later(head_seconds, self._check_head, self._heads)
-                self._head_bytes += len(data)
-                if self._head_bytes > _MOST_HEAD + len(data):
-                    self.transport.close()
-                    return
-            super().data_received(data)
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            self._heads += 1
+            self._in_head, self._head_bytes = True, 0
+            self.loop.call_later(patience, self._check_head, self._heads)
 
         def on_headers_complete(self) -> None:
-            self._in_request, self._head_bytes = True, 0
+            self._in_head = False
             super().on_headers_complete()
 
-        def on_message_complete(self) -> None:
-            self._in_request = False
-            super().on_message_complete()
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self._in_head:
+                self._head_bytes += len(data)
+                if self._head_bytes > _MOST_HEAD:
+                    self.transport.close()
 
         def _check_head(self, number: int) -> None:
-            if self._head_bytes and self._heads == number:
+            """Closes the connection if that head is not there, or (0) none has begun."""
+            if self._heads == number and (self._in_head or not number):
                 self.transport.close()
 
         def pause_writing(self) -> None:
             super().pause_writing()
             self._paused += 1
-            self.loop.call_later(_READ_SECONDS, self._check_read, self._paused)
+            self.loop.call_later(patience, self._check_read, self._paused)
 
         def resume_writing(self) -> None:
             super().resume_writing()
@@ -116,12 +109,12 @@ async def _run(
         log_level="warning",
         access_log=False,
         server_header=False,
-        http=_protocol(settings.body_timeout),
+        http=_protocol(settings.patience),
         lifespan="on",
         backlog=_BACKLOG,
         limit_concurrency=settings.max_concurrent + _SPARE,
         timeout_keep_alive=30,
-        timeout_graceful_shutdown=int(settings.drain),
+        timeout_graceful_shutdown=DRAIN_SECONDS,
     )
     server = _Server(config)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 from headrace.errors import UsageError
 
-MIB = 1 << 20
+MAX_PENDING_BYTES = 256 << 20
+"""Of the bodies of all requests that are worked on."""
+DRAIN_SECONDS = 30
+"""That requests have to end in when the gateway is stopped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,24 +24,21 @@ class GatewaySettings:
         max_concurrent: requests that are worked on at once; more are told to come again.
         max_inputs: texts in one request.
         max_body_bytes: of one request.
-        max_pending_bytes: of the bodies of all requests that are worked on.
         timeout: seconds that a request may wait for its vectors.
-        body_timeout: seconds within which a request's head, and then its body, must be there.
-        drain: seconds that requests have to end in when the gateway is stopped.
         auto_truncate: whether texts that are too long are cut where a request does not say.
+        patience: seconds within which a caller must have sent a request's head, then its body, and
+            read on at its answer.
     """
 
-    server: str = "127.0.0.1:8001"
-    model: str | None = None
-    api_key: str = ""
-    max_concurrent: int = 512
-    max_inputs: int = 2048
-    max_body_bytes: int = 16 * MIB
-    max_pending_bytes: int = 256 * MIB
-    timeout: float = 60.0
-    body_timeout: float = 20.0
-    drain: float = 30.0
-    auto_truncate: bool = True
+    server: str
+    model: str | None
+    api_key: str
+    max_concurrent: int
+    max_inputs: int
+    max_body_bytes: int
+    timeout: float
+    auto_truncate: bool
+    patience: float = 20.0
 
     def __post_init__(self) -> None:
         """Checks the values.

@@ -57,10 +57,9 @@ class Texts:
         self._lengths = [int(bucket["max_length"]) for bucket in settings["buckets"]]
         self._prompts = dict(settings["prompts"])
         self._default = settings["default_prompt"]
-        marks = tokenizer.encode("a").special_tokens_mask
-        before = marks.index(0) if 0 in marks else len(marks)
-        ids = tokenizer.encode("a").ids
-        self._before = ids[:before]
+        sample = tokenizer.encode("a")
+        ids, marks = sample.ids, sample.special_tokens_mask
+        self._before = ids[: marks.index(0)] if 0 in marks else ids
         self._after = ids[len(marks) - marks[::-1].index(0) :] if 0 in marks else []
 
     def read(self, texts: Sequence[bytes], parameters: Mapping[str, Any]) -> Padded:
