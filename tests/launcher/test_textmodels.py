@@ -79,7 +79,7 @@ def test_somebody_elses_model_of_that_name_is_left_alone(own):
 
 
 def test_a_repository_that_cannot_be_written(own, monkeypatch):
-    shutil.rmtree(own / TEXT)
+    shutil.rmtree(own / TOKENIZE)
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
@@ -87,7 +87,7 @@ def test_a_repository_that_cannot_be_written(own, monkeypatch):
     monkeypatch.setattr("headrace_launcher.textmodels.shutil.copyfile", full)
     with pytest.raises(MachineError, match="No space left"):
         ensure_text_models(own, contract_of(own))
-    assert {each.name for each in own.iterdir()} == {NULL, TOKENIZE}
+    assert {each.name for each in own.iterdir()} == {NULL, TEXT}
 
 
 SETTINGS = {
