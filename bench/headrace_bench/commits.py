@@ -13,15 +13,13 @@ import argparse
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from headrace.errors import HeadraceError
+from headrace_bench.command import add_places, run
 from headrace_bench.feed import write_corpus
-from headrace_bench.machine import describe, hardware, versions
-from headrace_bench.options import positive, say, settings
+from headrace_bench.options import positive, say
 from headrace_bench.stats import pairwise, spread
 from headrace_launcher.build import build
 from headrace_launcher.server import Server
@@ -120,29 +118,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--model", default="all-MiniLM-L6-v2")
     parser.add_argument("--rows", type=positive, default=120_000)
     parser.add_argument("--repetitions", type=positive, default=10)
-    parser.add_argument("--folder", type=Path, help="where the files go (default: the system's)")
-    parser.add_argument("--json", type=Path, help="write all figures there")
+    add_places(parser)
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures and prints; returns the exit code."""
     options = parse_arguments(arguments)
-    try:
-        with tempfile.TemporaryDirectory(dir=options.folder, prefix="headrace-") as folder:
-            reports = measure(options, Path(folder))
-    except HeadraceError as error:
-        say(f"error: {error}")
-        return error.exit_code
-    except RuntimeError as error:
-        say(f"error: {error}")
-        return 1
-    print("\n".join(describe(hardware(), versions())))
-    print(show(reports))
-    if options.json is not None:
-        result = {"settings": settings(options), "machine": hardware(), "reports": reports}
-        options.json.write_text(json.dumps(result, indent=2))
-    return 0
+    return run(options, measure, show, lambda found: {"reports": found})
 
 
 if __name__ == "__main__":

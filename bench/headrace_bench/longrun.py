@@ -17,13 +17,13 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from headrace.errors import HeadraceError
-from headrace_bench.machine import describe, hardware, versions
+from headrace_bench.command import add_places, run
 from headrace_bench.memory import MIB, family, read_status, write_input
-from headrace_bench.options import positive, say, settings
+from headrace_bench.options import positive, say
 from headrace_launcher.build import build
 from headrace_launcher.triton import find_triton
 
@@ -77,7 +77,7 @@ def resident(root: int) -> int:
     return total + shared
 
 
-def run(
+def watch(
     command: list[str], manifest: Path, rows: int, wanted: Callable[[int], bool]
 ) -> tuple[Part, int]:
     """Runs the command and watches it; returns what was seen, and the exit status.
@@ -134,11 +134,11 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     manifest = folder / f"{output.name}.partial" / "manifest.jsonl"
     stop = options.rows * options.kill_at // 100
     say(f"first run, to be killed at {stop:,} rows")
-    first, status = run(command, manifest, options.rows, lambda rows: rows < stop)
+    first, status = watch(command, manifest, options.rows, lambda rows: rows < stop)
     if status >= 0:
         raise RuntimeError("the first run ended before it was killed; take more rows")
     say("second run")
-    second, _ = run(command, manifest, options.rows, lambda _: True)
+    second, _ = watch(command, manifest, options.rows, lambda _: True)
     report = json.loads((folder / "report.json").read_text())
     if report["rows"] != options.rows:
         raise RuntimeError(f"{report['rows']:,} rows came out of {options.rows:,}")
@@ -181,29 +181,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--rows", type=positive, default=10_000_000)
     parser.add_argument("--kill-at", type=positive, default=90, help="percent of the rows")
     parser.add_argument("--ending", choices=[".npy", ".parquet"], default=".npy")
-    parser.add_argument("--folder", type=Path, help="where the files go (default: the system's)")
-    parser.add_argument("--json", type=Path, help="write all figures there")
+    add_places(parser)
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures and prints; returns the exit code."""
     options = parse_arguments(arguments)
-    try:
-        with tempfile.TemporaryDirectory(dir=options.folder, prefix="headrace-") as folder:
-            found = measure(options, Path(folder))
-    except HeadraceError as error:
-        say(f"error: {error}")
-        return error.exit_code
-    except (OSError, RuntimeError) as error:
-        say(f"error: {error}")
-        return 1
-    print("\n".join(describe(hardware(), versions())))
-    print(show(found, options.rows))
-    if options.json is not None:
-        result = {"settings": settings(options), "machine": hardware(), **found}
-        options.json.write_text(json.dumps(result, indent=2))
-    return 0
+    return run(options, measure, partial(show, rows=options.rows), lambda found: found)
 
 
 if __name__ == "__main__":

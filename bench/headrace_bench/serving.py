@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
 import subprocess
 import sys
@@ -22,18 +21,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 
 from headrace.contract import text_name
-from headrace.errors import HeadraceError
+from headrace_bench.command import add_places, run
 from headrace_bench.corpus import take, write_jsonl
 from headrace_bench.longrun import rows_done
-from headrace_bench.machine import describe, hardware, versions
-from headrace_bench.options import positive, say, settings
+from headrace_bench.options import positive, say
 from headrace_launcher.build import build
 from headrace_launcher.serve import with_text_models
 from headrace_launcher.server import Server
@@ -259,30 +256,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--repetitions", type=positive, default=2)
     parser.add_argument("--shares", type=float, nargs="+", default=[1.0, 0.8, 0.5])
     parser.add_argument("--file-rows", type=positive, default=100_000)
-    parser.add_argument("--folder", type=Path, help="where the files go (default: the system's)")
-    parser.add_argument("--json", type=Path, help="write all figures there")
+    add_places(parser)
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures and prints; returns the exit code."""
     options = parse_arguments(arguments)
-    try:
-        with tempfile.TemporaryDirectory(dir=options.folder, prefix="headrace-") as folder:
-            found = measure(options, Path(folder))
-    except HeadraceError as error:
-        say(f"error: {error}")
-        return error.exit_code
-    except RuntimeError as error:
-        say(f"error: {error}")
-        return 1
-    print("\n".join(describe(hardware(), versions())))
-    print(show(found))
-    if options.json is not None:
-        result: dict[str, Any] = {"settings": settings(options), "machine": hardware()}
-        result["seen"] = [asdict(each) for each in found]
-        options.json.write_text(json.dumps(result, indent=2))
-    return 0
+    return run(options, measure, show, lambda found: {"seen": [asdict(each) for each in found]})
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def command(manifest, done=0):
 
 def test_a_run_is_killed_where_it_should_be_and_watched_by_tenth(tmp_path):
     manifest = tmp_path / "manifest.jsonl"
-    part, status = longrun.run(command(manifest), manifest, 1000, lambda rows: rows < 500)
+    part, status = longrun.watch(command(manifest), manifest, 1000, lambda rows: rows < 500)
     assert status == -9
     assert 500 <= part.rows < 900
     assert part.first_row == 0
@@ -38,14 +38,14 @@ def test_a_run_is_killed_where_it_should_be_and_watched_by_tenth(tmp_path):
 def test_a_run_that_is_let_be_ends_by_itself(tmp_path):
     manifest = tmp_path / "manifest.jsonl"
     manifest.write_text('{"block": 0, "written": 50}\n')
-    part, status = longrun.run(command(manifest, 1), manifest, 1000, lambda _: True)
+    part, status = longrun.watch(command(manifest, 1), manifest, 1000, lambda _: True)
     assert (status, part.first_row, part.rows, part.first_commit) == (0, 50, 50, None)
 
 
 def test_a_run_that_fails_says_why(tmp_path):
     failing = [sys.executable, "-c", "import sys; sys.exit('the disk is full')"]
     with pytest.raises(RuntimeError, match="ended with 1: the disk is full"):
-        longrun.run(failing, tmp_path / "none", 10, lambda _: True)
+        longrun.watch(failing, tmp_path / "none", 10, lambda _: True)
 
 
 @pytest.mark.parametrize(
