@@ -98,6 +98,7 @@ bench: $(VENV)/.torch ## feeding against tokenizers; sentence-transformers, the 
 	$(BIN)/python -m headrace_bench.commits
 	$(BIN)/python -m headrace_bench.longrun
 	$(BIN)/python -m headrace_bench.serving
+	$(BIN)/python -m headrace_bench.stalls
 
 clean: ## remove what the targets made (the user's cache stays)
 	rm -rf $(VENV) demo build/fuzz .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
