@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import re
 import secrets
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -22,33 +19,35 @@ from typing import Self
 
 import tritonclient.grpc as triton
 
-from headrace.contract import is_leftover, machine_tag
-from headrace.errors import MachineError, ServerError
-from headrace_launcher.gpus import ORDER, find_gpus
+from headrace.contract import machine_tag
+from headrace.errors import ServerError
 from headrace_launcher.links import link_entries
 from headrace_launcher.ports import check_port, free_port, listens
 from headrace_launcher.processes import (
     become_server,
     children_of,
-    kill_program,
     kill_session,
     parent_of,
 )
-from headrace_launcher.triton import STUB, TritonInstallation
+from headrace_launcher.repository import read_config
+from headrace_launcher.surroundings import (
+    DRIVER_FOLDER,
+    SCRATCH_PREFIX,
+    SHM,
+    SHM_PREFIX,
+    environment_of,
+    gpu_uuids,
+    link_driver,
+    sweep_leftovers,
+)
+from headrace_launcher.triton import TritonInstallation
 
 STARTUP_SECONDS = 300.0
-STUB_MIB = 4  # of shared memory for a model that Triton's Python backend hosts
+STUB_MIB = 4  # of shared memory for a model that Triton's Python backend hosts, beside batches
 STOP_SECONDS = 15.0
 WATCH_SECONDS = 0.5
 OBITUARY_SECONDS = 2.0
-SHM = Path("/dev/shm")  # noqa: S108 -- where Linux keeps POSIX shared memory
-_SHM_PREFIX = "headrace_stub_"
-_SCRATCH_PREFIX = "headrace-server-"
-DRIVER_FOLDER = "driver"  # in the scratch folder
 _LOOPBACK = "127.0.0.1"
-_SECRET = re.compile(
-    r"(TOKEN|SECRET|PASSWORD|CREDENTIALS|API_KEY|ACCESS_KEY(_ID)?)$", re.IGNORECASE
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +103,7 @@ class Server:
         self._failure: str | None = None
         self._name = ""
         self._gpus: list[str] = []
-        self._shm_prefix = f"{_SHM_PREFIX}{machine_tag()}_{os.getpid()}_{secrets.token_hex(4)}_"
+        self._shm_prefix = f"{SHM_PREFIX}{machine_tag()}_{os.getpid()}_{secrets.token_hex(4)}_"
         self._scratch: Path | None = None
         self._log = tempfile.TemporaryFile(prefix="headrace-triton-")  # noqa: SIM115 -- closed in stop
         self.endpoints: Endpoints
@@ -135,11 +134,11 @@ class Server:
         sweep_leftovers()
         # Triton's Python processes stumble over spaces and other letters in paths, and take modules
         # from the folder that they run in: they get an empty one, with links to the entries.
-        prefix = f"{_SCRATCH_PREFIX}{machine_tag()}-{os.getpid()}-"
+        prefix = f"{SCRATCH_PREFIX}{machine_tag()}-{os.getpid()}-"
         self._scratch = Path(tempfile.mkdtemp(prefix=prefix))
         models = self._scratch / "models"
         link_entries(self._repository, self._models, models, joined=self._joined)
-        self._gpus = _gpu_uuids()
+        self._gpus = gpu_uuids()
         if self._gpus:
             link_driver(self._scratch / DRIVER_FOLDER)
         self._start()
@@ -191,11 +190,13 @@ class Server:
             return f"it was ended by {signal.Signals(-status).name}"
         said = self.log_errors()
         if "shared memory key" in said:
+            configs = [read_config(self._repository / name) for name in self._models]
+            hosted = sum(config is not None and config.backend == "python" for config in configs)
             free = shutil.disk_usage(SHM).free / 2**20
             return (
-                f"{SHM} is too small or cannot be written: {STUB_MIB * len(self._models)} MiB are "
-                f"needed there for the server, and {free:.1f} MiB are free; enlarge it "
-                f"(containers: --ipc=host or --shm-size); it said: {said}"
+                f"{SHM} is too small or cannot be written: {STUB_MIB * hosted} MiB are needed "
+                f"there for the server, and {free:.1f} MiB are free; enlarge it (containers: "
+                f"--ipc=host or --shm-size); it said: {said}"
             )
         return said
 
@@ -286,7 +287,7 @@ class Server:
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=subprocess.STDOUT,
-            env=_environment(self._triton, self._scratch),
+            env=environment_of(self._triton, self._scratch),
             cwd=self._scratch,
             # Its own session: a Ctrl-C in the terminal is ours to handle, in our order.
             start_new_session=True,
@@ -355,74 +356,3 @@ def _front_end(name: str, host: str, port: int | None) -> list[str]:
     if port is None:
         return [f"--allow-{name}=false"]
     return [f"--{name}-address={host}", f"--{name}-port={port}"]
-
-
-def sweep_leftovers() -> None:
-    """Removes what servers of dead headrace processes have left: processes, shared memory, folders.
-
-    A model's process ends when its server is gone, but not always: it may wait for a lock that was
-    held by the server when that was killed.
-    """
-    kill_program(STUB, _is_leftover_region)
-    for folder in Path(tempfile.gettempdir()).glob(f"{_SCRATCH_PREFIX}*"):
-        tag, pid, *_ = [*folder.name.removeprefix(_SCRATCH_PREFIX).split("-"), "", ""]
-        if is_leftover(tag, pid):
-            shutil.rmtree(folder, ignore_errors=True)
-    for region in SHM.glob(f"{_SHM_PREFIX}*"):
-        if _is_leftover_region(region.name):
-            with suppress(PermissionError):  # another user's
-                region.unlink(missing_ok=True)
-
-
-def _is_leftover_region(name: str) -> bool:
-    tag, pid, *_ = [*name.removeprefix(_SHM_PREFIX).split("_"), "", ""]
-    return name.startswith(_SHM_PREFIX) and is_leftover(tag, pid)
-
-
-def _gpu_uuids() -> list[str]:
-    with suppress(MachineError):
-        return [gpu.uuid for gpu in find_gpus()]
-    return []
-
-
-def link_driver(folder: Path) -> None:
-    """Makes ``libcuda.so``, which Triton's Python backend asks for, where only ``.so.1`` is.
-
-    Without it every input of a hosted model goes by way of the host's memory. The short name comes
-    with CUDA's development files alone.
-
-    Args:
-        folder: where to put the link; made.
-    """
-    try:
-        ctypes.CDLL("libcuda.so")
-    except OSError:
-        with suppress(OSError, StopIteration):
-            ctypes.CDLL("libcuda.so.1")
-            mapped = Path("/proc/self/maps").read_text().splitlines()
-            found = next(line.split()[-1] for line in mapped if "/libcuda.so" in line)
-            folder.mkdir()
-            (folder / "libcuda.so").symlink_to(found)
-
-
-def _environment(triton: TritonInstallation, scratch: Path | None) -> dict[str, str]:
-    """The server's environment: this interpreter first on PATH, where the stub looks for packages.
-
-    ``VIRTUAL_ENV`` and ``PYTHONHOME`` of the caller's shell would lead the stub elsewhere. Tokens
-    and keys of the caller's are not for the server: all that it reads lies in the repository.
-    """
-    unwanted = {"PYTHONHOME", "VIRTUAL_ENV"} | {k for k in os.environ if _SECRET.search(k)}
-    environment = {k: v for k, v in os.environ.items() if k not in unwanted}
-    environment |= ORDER  # as the numbers of GPUs in config.pbtxt and in the server's name
-    # Triton starts its models through a shell, so the system's folders must be there too.
-    environment["PATH"] = os.pathsep.join(
-        [str(Path(sys.executable).parent), environment.get("PATH", ""), os.defpath]
-    )
-    libraries = [str(folder) for folder in triton.library_folders]
-    if scratch is not None and (scratch / DRIVER_FOLDER).is_dir():
-        libraries.append(str(scratch / DRIVER_FOLDER))
-    if inherited := environment.get("LD_LIBRARY_PATH"):
-        libraries.append(inherited)
-    if libraries:
-        environment["LD_LIBRARY_PATH"] = os.pathsep.join(libraries)
-    return environment

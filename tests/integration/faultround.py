@@ -191,7 +191,7 @@ class Round:
     def _start_another(self) -> None:
         """Has swept what the next run of any job would: this one has no next run."""
         code = (
-            "from headrace.transport import sweep; from headrace_launcher.server import "
+            "from headrace.transport import sweep; from headrace_launcher.surroundings import "
             "sweep_leftovers; sweep(); sweep_leftovers()"
         )
         self._wait_for_family()

