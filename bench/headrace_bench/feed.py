@@ -36,11 +36,11 @@ import pyarrow as pa
 import zstandard
 from numpy.typing import NDArray
 
+from headrace.choices import choose_prompt
 from headrace.config import EmbedConfig
 from headrace.contract import TOKENIZER_FILE
 from headrace.errors import HeadraceError, UsageError
 from headrace.inputs import find_inputs
-from headrace.pipeline import choose_prompt
 from headrace.records import parse
 from headrace.sources import read_blocks
 from headrace_bench import corpus

@@ -9,10 +9,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from headrace.batcher import plan_batches
+from headrace.choices import block_rows
 from headrace.config import EmbedConfig
 from headrace.contract import TOKENIZER_FILE
 from headrace.inputs import find_inputs
-from headrace.pipeline import block_rows
 from headrace.records import parse
 from headrace.sources import read_blocks
 from headrace.tokenizer import TextTokenizer

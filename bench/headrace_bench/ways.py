@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.batcher import fill, plan_batches
+from headrace.choices import block_rows, choose_prompt
 from headrace.config import EmbedConfig
 from headrace.contract import TOKENIZER_FILE
 from headrace.inputs import find_inputs
-from headrace.pipeline import block_rows, choose_prompt
 from headrace.records import parse
 from headrace.sources import read_blocks
 from headrace.tokenizer import TextTokenizer

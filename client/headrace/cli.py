@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
-import os
 import re
-import signal
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, Literal
 
 import typer
@@ -33,12 +29,11 @@ from headrace.config import (
 from headrace.errors import (
     EXIT_BAD_ROWS,
     EXIT_ENVIRONMENT,
-    HeadraceError,
     MissingDependencyError,
     ServerError,
     UsageError,
-    tidy,
 )
+from headrace.exits import exits, say
 from headrace.progress import ProgressLine
 from headrace.stopping import Interrupted, Stop
 
@@ -242,12 +237,12 @@ def embed(
     settings["inputs"] = tuple(inputs)
     settings["feeders"] = int(feeders) if feeders.isdecimal() else feeders
     stop = Stop()
-    with _exits(stop):
+    with exits(stop):
         settings["memory_limit"] = _bytes("--memory-limit", memory_limit)
         config = EmbedConfig(**settings)
         done, damage = run(config, alone=True, stop=stop)
         if not quiet:
-            _say(done.summary())
+            say(done.summary())
         if stop.number is not None:
             interrupted = Interrupted(stop.number)
             interrupted.add_note(f"{output} is complete")
@@ -256,7 +251,7 @@ def embed(
             raise damage
         if done.bad_rows:
             rows = "1 bad row" if done.bad_rows == 1 else f"{done.bad_rows:,} bad rows"
-            _say(f"headrace: {rows}, described in {done.errors_file}")
+            say(f"headrace: {rows}, described in {done.errors_file}")
             raise typer.Exit(EXIT_BAD_ROWS)
 
 
@@ -307,7 +302,7 @@ def build(
     force: Annotated[bool, typer.Option("--force", help="Build even if it is there.")] = False,
 ) -> None:
     """Build a model's entry in the Triton model repository; prints its folder."""
-    with _exits():
+    with exits():
         with _launcher():
             from headrace_launcher.build import Batching
             from headrace_launcher.build import build as build_entry
@@ -333,7 +328,7 @@ def build(
                 notice=line.notice,
             )
         settings = entry.contract
-        _say(
+        say(
             f"headrace: {'built' if entry.built else 'is current:'} {settings.name}: "
             f"{settings.model_id}, {settings.dimension} dimensions, {settings.precision}, "
             f"{settings.engine} {settings.engine_version}"
@@ -360,7 +355,7 @@ def serve(
     metrics_port: Annotated[int, typer.Option(help="Metrics port; 0 takes a free one.")] = 8002,
 ) -> None:
     """Serve the model repository until Ctrl-C; prints the endpoints when ready."""
-    with _exits():
+    with exits():
         with _launcher():
             from headrace_launcher.serve import entry_names, with_text_models
             from headrace_launcher.server import Server
@@ -369,7 +364,7 @@ def serve(
             names = entry_names(models or [], repository, progress=line.step, notice=line.notice)
             names = with_text_models(names, repository, notice=line.notice)
         if not _is_loopback(listen):
-            _say(f"headrace: warning: {listen} is open to other machines, and no password is asked")
+            say(f"headrace: warning: {listen} is open to other machines, and no password is asked")
         server = Server(
             find_triton(),
             repository,
@@ -390,7 +385,7 @@ def serve(
                 server.wait()
                 raise ServerError(f"Triton has died: {server.obituary()}")
         except KeyboardInterrupt:
-            _say("headrace: stopped")
+            say("headrace: stopped")
 
 
 @app.command()
@@ -434,7 +429,7 @@ def gateway(
     ] = True,
 ) -> None:
     """Serve OpenAI's and TEI's APIs in front of a running server, until Ctrl-C or SIGTERM."""
-    with _exits():
+    with exits():
         with _launcher("gateway"):
             from headrace_launcher.gateway.run import run_gateway
             from headrace_launcher.gateway.settings import GatewaySettings
@@ -449,20 +444,20 @@ def gateway(
             auto_truncate=auto_truncate,
         )
         if not _is_loopback(listen) and not api_key:
-            _say(f"headrace: warning: {listen} is open to other machines, and no key is asked")
+            say(f"headrace: warning: {listen} is open to other machines, and no key is asked")
 
         def ready(url: str) -> None:
             typer.echo(f"gateway {url}")
             sys.stdout.flush()
 
         run_gateway(settings, host=listen, port=port, ready=ready)
-        _say("headrace: stopped")
+        say("headrace: stopped")
 
 
 @app.command()
 def doctor() -> None:
     """Show what was found on this machine, and the remedy for each thing that is missing."""
-    with _exits():
+    with exits():
         from headrace_launcher.doctor import examine
 
         checks = examine()
@@ -483,7 +478,7 @@ def doctor() -> None:
 )
 def feed(context: typer.Context) -> None:
     """Measure all but the encoder against `tokenizers` alone; feed --help lists the options."""
-    with _exits():
+    with exits():
         with _launcher():
             from headrace_bench.feed import main
         raise typer.Exit(main(context.args))
@@ -498,50 +493,10 @@ def feed(context: typer.Context) -> None:
 )
 def gpu(context: typer.Context) -> None:
     """Measure headrace on a GPU, against sentence-transformers; gpu --help lists the options."""
-    with _exits():
+    with exits():
         with _launcher():
             from headrace_bench.gpu import main
         raise typer.Exit(main(context.args))
-
-
-@contextmanager
-def _exits(stop: Stop | None = None) -> Iterator[None]:
-    """Turns errors and signals into one line on stderr and an exit code.
-
-    Args:
-        stop: is asked first when a signal comes.
-    """
-    stop = stop or Stop()
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        del frame
-        stop.ask(number)
-        _tell(b"headrace: stopping when what is in flight is done; once more stops at once\n")
-
-    defaults = {signal.SIG_DFL, signal.default_int_handler}
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) in defaults:  # nohup ignores SIGHUP: so be it
-            signal.signal(number, on_signal)
-    hook, sys.unraisablehook = sys.unraisablehook, _send_again
-    try:
-        yield
-    except HeadraceError as error:
-        _say(_with_notes(f"headrace: error: {error}", error))
-        raise typer.Exit(error.exit_code) from error
-    except KeyboardInterrupt as error:
-        code = error.number if isinstance(error, Interrupted) else int(signal.SIGINT)
-        name = signal.Signals(code).name
-        how = "interrupted" if code == signal.SIGINT else f"terminated by {name}"
-        _say(_with_notes(f"headrace: {how}", error))
-        raise typer.Exit(128 + code) from error
-    except OSError as error:
-        # What the stages meet they explain themselves; this is our own standard output.
-        where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-        _say(tidy(f"headrace: error: {where}{error.strerror or error}"))
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter would say so once more
-        raise typer.Exit(EXIT_ENVIRONMENT) from error
-    finally:
-        sys.unraisablehook = hook
 
 
 @contextmanager
@@ -576,38 +531,3 @@ def _bytes(option: str, text: str | None) -> int | None:
         raise UsageError(f"{option} {text}: expected a size such as 4GiB or 800M")
     base = 1024 if found[3] or not text.strip().lower().endswith("b") else 1000
     return int(float(found[1]) * base ** " kmgt".index(found[2] or " "))
-
-
-def _send_again(ignored: sys.UnraisableHookArgs) -> None:
-    """Sends a signal again that came while a destructor ran.
-
-    Python ignores what is raised there, and so the interruption would be lost.
-    """
-    error = ignored.exc_value
-    if not isinstance(error, KeyboardInterrupt):
-        sys.__unraisablehook__(ignored)
-        return
-    number = error.number if isinstance(error, Interrupted) else int(signal.SIGINT)
-    again = threading.Timer(0.05, os.kill, (os.getpid(), number))  # not while this runs
-    again.daemon = True
-    again.start()
-
-
-def _tell(line: bytes) -> None:
-    """Writes to standard error from a signal handler, past what may be half written there."""
-    with suppress(OSError):
-        os.write(2, b"\n" + line if sys.stderr.isatty() else line)
-
-
-def _with_notes(line: str, error: BaseException) -> str:
-    return "; ".join([line, *getattr(error, "__notes__", [])])
-
-
-def _say(line: str) -> None:
-    try:
-        typer.echo(line, err=True)
-    except (OSError, ValueError):
-        # Nobody can read it; what was done is done. The interpreter would try again at its end,
-        # and fail.
-        with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())

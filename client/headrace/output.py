@@ -6,12 +6,8 @@ What lies where, and what a job that was interrupted goes on from, is decided he
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -23,9 +19,9 @@ from headrace.contract import Contract
 from headrace.errors import OutputError, UsageError
 from headrace.feeder import Embedded
 from headrace.files import check_kept, output_errors, sync_folder
-from headrace.fingerprint import check_extension, differences, listed
 from headrace.inputs import Input
-from headrace.manifest import BlockRecord, Manifest, Saved, read_manifest
+from headrace.manifest import BlockRecord, Manifest
+from headrace.resumption import Start, find_start
 from headrace.sinks import (
     ErrorsFile,
     NpyRows,
@@ -33,11 +29,7 @@ from headrace.sinks import (
     ParquetSink,
     Sink,
     Staging,
-    check_npy,
     errors_path,
-    manifest_path,
-    partial_folder,
-    stage_again,
 )
 from headrace.sinks.staging import ERRORS, MANIFEST, ROWS
 
@@ -57,24 +49,19 @@ class Output:
         config: EmbedConfig,
         contract: Contract,
         staging: Staging,
-        saved: Saved,
-        *,
-        copied: bool,
-        before: dict[str, Any],
-        useless: bool,
+        start: Start,
     ) -> None:
         """See :meth:`open`."""
+        saved = start.saved
         self.done = saved.records
         self.complete = saved.complete
-        self.useless = useless
+        self.useless = start.useless
         self.records: list[BlockRecord] = list(saved.records)
-        self._job = saved.job
         self._config = config
         self._dimension = config.truncate_dim or contract.dimension
         self._staging = staging
         self._replaces = saved.replaces
-        self._copied = copied  # from a finished output, which is still in its place
-        self._before = before  # the job that this one extends, or this one itself
+        self._start = start
         self._id_kind = saved.ids
         self._sink: Sink | None = None
         if self.complete:
@@ -108,131 +95,15 @@ class Output:
             OutputError: the output cannot be written.
             MachineError: the manifest cannot be read.
         """
-        left = partial_folder(config.output).exists()
         staging = Staging(config.output)
-        fresh, copied, before = not staging.path(MANIFEST).exists(), False, job
+        fresh = not staging.path(MANIFEST).exists()
         try:
-            useless = fresh and staging.has_data()
-            if fresh:  # what else is there, half a copy perhaps, is of no use
-                staging.clear()
-            saved = None if config.overwrite else read_manifest(staging.path(MANIFEST))
-            if saved is not None:
-                before = saved.job
-                saved = cls._go_on(config, staging, saved, job, inputs)
-            elif os.path.lexists(staging.output) and not config.overwrite:
-                saved = cls._published(staging, job) if left else None
-                if saved is None:
-                    saved, copied = cls._extend(config, staging, job, inputs), True
-            if saved is None:
-                staging.clear()
-                Manifest.create(staging.path(MANIFEST), job, replaces=config.overwrite).close()
-                saved = _saved(staging)
-            return cls(
-                config, contract, staging, saved, copied=copied, before=before, useless=useless
-            )
+            return cls(config, contract, staging, find_start(config, staging, job, inputs))
         except BaseException:
             if fresh:
                 staging.discard()
             staging.close()
             raise
-
-    @staticmethod
-    def _go_on(
-        config: EmbedConfig,
-        staging: Staging,
-        saved: Saved,
-        job: dict[str, Any],
-        inputs: Sequence[Input],
-    ) -> Saved:
-        """Returns what to go on from of a job that was interrupted."""
-        found = differences(saved.job, job)
-        if found and not config.extend:
-            whole = os.path.lexists(staging.output) and staging.data.exists()
-            leave = f", or remove that folder to leave {staging.output} as it is" if whole else ""
-            more = ", or pass --extend if inputs were only added to" if _only_inputs(found) else ""
-            raise UsageError(
-                f"{staging.folder} holds an unfinished job that differs from this one: "
-                f"{listed(found)}; restore what differs to go on with it, or pass --overwrite to "
-                f"start anew{more}{leave}"
-            )
-        if os.path.lexists(staging.output) and not saved.replaces and staging.data.exists():
-            raise UsageError(
-                f"the output {config.output} exists, and {staging.folder} holds an unfinished job "
-                f"of that name; move the output away to go on, or pass --overwrite to start anew"
-            )
-        if saved.complete and not staging.data.exists() and not staging.output.exists():
-            raise OutputError(
-                f"{staging.data} is gone; something else has removed it; pass --overwrite to start "
-                f"anew"
-            )
-        if not found:
-            return saved
-        if saved.complete:
-            raise UsageError(
-                f"{staging.folder} holds a job that was complete before it was to be extended; "
-                f"run it once more without --extend and with the inputs that it had"
-            )
-        records = _kept(saved.records, saved.job, check_extension(saved.job, job, inputs))
-        Manifest.create(
-            staging.path(MANIFEST),
-            job,
-            records,
-            replaces=saved.replaces,
-            ids=saved.ids if records else None,
-        ).close()
-        return _saved(staging)
-
-    @staticmethod
-    def _published(staging: Staging, job: dict[str, Any]) -> Saved | None:
-        """Returns what the output was made of if that was this job, which is all in place.
-
-        Its run came to an end just before it had removed the folder.
-        """
-        saved = read_manifest(manifest_path(staging.output))
-        whole = saved is not None and saved.complete and not differences(saved.job, job)
-        return saved if whole else None
-
-    @staticmethod
-    def _extend(
-        config: EmbedConfig, staging: Staging, job: dict[str, Any], inputs: Sequence[Input]
-    ) -> Saved:
-        """Stages a finished job again, so that more can follow."""
-        saved = read_manifest(manifest_path(staging.output))
-        if not config.extend:
-            more = ", or --extend to add new input to it" if saved and saved.complete else ""
-            raise UsageError(
-                f"the output {config.output} exists; pass --overwrite to replace it{more}"
-            )
-        if saved is None or not saved.complete:
-            raise UsageError(
-                f"--extend: {manifest_path(config.output)}, which tells what {config.output} was "
-                f"made of, is not there; pass --overwrite to start anew"
-            )
-        records = _kept(saved.records, saved.job, check_extension(saved.job, job, inputs))
-        staging.clear()
-        whole = saved.records[-1].written if saved.records else 0
-        dimension: int = job["dimension"]
-        if staging.output.suffix == ".npy":
-            check_npy(staging.output, whole, dimension, config.dtype)
-            _copy(staging.output, staging.data)
-        else:
-            ends = stage_again(
-                staging.output,
-                staging.path(ROWS),
-                [each.written for each in records],
-                whole=whole,
-                dimension=dimension,
-                dtype=config.dtype,
-            )
-            records = [
-                replace(each, data_bytes=end) for each, end in zip(records, ends, strict=True)
-            ]
-        if records and records[-1].error_bytes:
-            _copy(errors_path(staging.output), staging.path(ERRORS))
-        Manifest.create(
-            staging.path(MANIFEST), job, records, replaces=True, ids=saved.ids if records else None
-        ).close()
-        return _saved(staging)
 
     @property
     def rows(self) -> int:
@@ -337,11 +208,11 @@ class Output:
         committed = len(self.done) + self._committer.committed
         self._close()
         more = committed > len(self.done)
-        if committed and (more or not self._copied):
-            if not more and self._before != self._job:
+        if committed and (more or not self._start.copied):
+            if not more and self._start.before != self._start.saved.job:
                 Manifest.create(
                     self._staging.path(MANIFEST),
-                    self._before,
+                    self._start.before,
                     self.done,
                     replaces=self._replaces,
                     ids=self._id_kind,
@@ -433,34 +304,3 @@ class Output:
                 f"{embedded.file}: its ids are of type {ids.type}, those of the run {id_type}; "
                 f"pass --id-type string, or embed the files apart"
             ) from error
-
-
-def _only_inputs(found: Sequence[str]) -> bool:
-    return all(each.startswith("input") for each in found)
-
-
-def _saved(staging: Staging) -> Saved:
-    saved = read_manifest(staging.path(MANIFEST))
-    if saved is None:
-        raise OutputError(f"{staging.path(MANIFEST)} is gone again; see what removes it")
-    return saved
-
-
-def _kept(
-    records: Sequence[BlockRecord], job: dict[str, Any], grown: bool
-) -> Sequence[BlockRecord]:
-    """Returns the blocks that stand when a job is extended.
-
-    Where its last input has grown, that one's last block may have had room for more.
-    """
-    last = len(job["inputs"]) - 1
-    return records[:-1] if grown and records and records[-1].input == last else records
-
-
-def _copy(source: Path, target: Path) -> None:
-    with output_errors(source):
-        size = source.stat().st_size
-    with output_errors(target, size=size):
-        shutil.copyfile(source, target)
-        with target.open("rb") as file:
-            os.fsync(file.fileno())

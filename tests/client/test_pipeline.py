@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from client.fakes import FakeTransport, vector_of, vectors_of
-from headrace import pipeline
+from headrace import choices, pipeline
 from headrace.config import EmbedConfig
 from headrace.contract import Bucket, file_hash
 from headrace.errors import BadRowError, DamagedInputError, ServerError, UsageError
@@ -455,7 +455,7 @@ def test_blocks_hold_many_batches_and_bounded_vectors(
 ):
     contract = make_contract(dimension=dimension, buckets=(Bucket(max_length=64, max_batch=most),))
     config = EmbedConfig(inputs=("a",), output=Path("a.npy"), model="small", dtype=dtype)
-    assert pipeline.block_rows(config, contract) == expected
-    assert pipeline.block_rows(replace(config, block_rows=7), contract) == 7
+    assert choices.block_rows(config, contract) == expected
+    assert choices.block_rows(replace(config, block_rows=7), contract) == 7
     half = replace(config, truncate_dim=dimension // 2)
-    assert pipeline.block_rows(half, contract) >= expected
+    assert choices.block_rows(half, contract) >= expected

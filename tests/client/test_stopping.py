@@ -8,7 +8,7 @@ import signal
 import pytest
 import typer
 
-from headrace import cli
+from headrace import exits
 from headrace.errors import UsageError
 from headrace.stopping import Interrupted, Stop
 
@@ -74,7 +74,7 @@ def send(number):
 
 def ended(stop, body):
     """The exit code with which the command line ends over a body."""
-    with pytest.raises(typer.Exit) as caught, cli._exits(stop):
+    with pytest.raises(typer.Exit) as caught, exits.exits(stop):
         body()
     return caught.value.exit_code
 
@@ -82,7 +82,7 @@ def ended(stop, body):
 @pytest.mark.parametrize("number", NUMBERS)
 def test_the_command_line_asks_first_and_says_so(handlers, capfd, number):
     stop = Stop()
-    with cli._exits(stop), stop.heeded():
+    with exits.exits(stop), stop.heeded():
         send(number)
         assert stop.number == number
     said = capfd.readouterr().err
@@ -133,6 +133,6 @@ def test_a_run_that_stopped_says_what_is_kept(handlers, capfd):
 
 def test_a_signal_that_is_ignored_stays_ignored(handlers):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with cli._exits():
+    with exits.exits():
         send(signal.SIGHUP)
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN

@@ -540,7 +540,7 @@ def test_doctor_names_what_it_found(headrace):
 DESTRUCTOR = """
 import os, signal, sys, time
 import typer
-from headrace import cli
+from headrace import exits
 
 class Slow:
     def __del__(self):
@@ -548,7 +548,7 @@ class Slow:
         time.sleep(0.2)
 
 try:
-    with cli._exits():
+    with exits.exits():
         slow = Slow()
         del slow
         time.sleep(20)

@@ -70,6 +70,7 @@ class Staging:
         output: the file to replace in the end.
         folder: where its parts lie until then.
         data: the file that becomes the output.
+        made: whether the folder was not there before.
     """
 
     def __init__(self, output: Path) -> None:
@@ -82,6 +83,7 @@ class Staging:
         self.output = Path(os.path.realpath(output)) if output.is_symlink() else output
         self.folder = partial_folder(output)
         self.data = self.folder / f"data{output.suffix}"
+        self.made = not self.folder.exists()
         while True:
             with output_errors(self.folder):
                 if not self.folder.is_dir():
