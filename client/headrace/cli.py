@@ -78,6 +78,11 @@ TruncateOption = Annotated[
 ]
 
 
+ListenOption = Annotated[
+    str, typer.Option(help="Address to bind to; anything but loopback is open to others.")
+]
+
+
 @app.callback(invoke_without_command=True)
 def _root(
     show_version: Annotated[
@@ -347,9 +352,7 @@ def serve(
         ),
     ] = None,
     repository: RepositoryOption = _DEFAULTS["repository"],
-    listen: Annotated[
-        str, typer.Option(help="Address to bind to; anything but loopback is open to others.")
-    ] = "127.0.0.1",
+    listen: ListenOption = "127.0.0.1",
     grpc_port: Annotated[int, typer.Option(help="gRPC port; 0 takes a free one.")] = 8001,
     http_port: Annotated[int, typer.Option(help="HTTP port; 0 takes a free one.")] = 8000,
     metrics_port: Annotated[int, typer.Option(help="Metrics port; 0 takes a free one.")] = 8002,
@@ -363,8 +366,7 @@ def serve(
         with closing(ProgressLine(None)) as line:
             names = entry_names(models or [], repository, progress=line.step, notice=line.notice)
             names = with_text_models(names, repository, notice=line.notice)
-        if not _is_loopback(listen):
-            say(f"headrace: warning: {listen} is open to other machines, and no password is asked")
+        _warn_if_open(listen, "password")
         server = Server(
             find_triton(),
             repository,
@@ -402,9 +404,7 @@ def gateway(
             help="Model of /embed, where the server has several.", show_default="the only one"
         ),
     ] = None,
-    listen: Annotated[
-        str, typer.Option(help="Address to bind to; anything but loopback is open to others.")
-    ] = "127.0.0.1",
+    listen: ListenOption = "127.0.0.1",
     port: Annotated[int, typer.Option(help="HTTP port; 0 takes a free one.")] = 8080,
     api_key: Annotated[
         str,
@@ -443,8 +443,8 @@ def gateway(
             timeout=timeout,
             auto_truncate=auto_truncate,
         )
-        if not _is_loopback(listen) and not api_key:
-            say(f"headrace: warning: {listen} is open to other machines, and no key is asked")
+        if not api_key:
+            _warn_if_open(listen, "key")
 
         def ready(url: str) -> None:
             typer.echo(f"gateway {url}")
@@ -507,6 +507,11 @@ def _launcher(extras: str = "launcher,cpu") -> Iterator[None]:
         raise MissingDependencyError(
             f"this needs {error.name}, which is not installed; pip install 'headrace[{extras}]'"
         ) from error
+
+
+def _warn_if_open(listen: str, missing: str) -> None:
+    if not _is_loopback(listen):
+        say(f"headrace: warning: {listen} is open to other machines, and no {missing} is asked")
 
 
 def _is_loopback(address: str) -> bool:
