@@ -315,7 +315,8 @@ def test_feeders_end_with_the_run(server, repository, tmp_path, number):
         feeders = feeders_of(child.pid)
         time.sleep(1)
         child.send_signal(number)
-        stderr = child.communicate(timeout=60)[1]
+        child.wait(timeout=60)  # its input stays open: at an end of it the job might be complete
+        stderr = child.communicate()[1]
     finally:
         child.kill()
     assert len(feeders) == 2
