@@ -248,15 +248,3 @@ def even_rows(total: int, rows: int) -> NDArray[np.int64]:
     """Returns int64[min(rows, total)]: row numbers below ``total``, evenly spread, ascending."""
     count = min(rows, total)
     return np.arange(count, dtype=np.int64) * total // max(count, 1)
-
-
-def least_cosine(ours: NDArray[np.floating], theirs: NDArray[np.floating]) -> float:
-    """Returns the smallest cosine of two vectors in the same row of float[rows, dimension].
-
-    It is NaN where a row has a NaN and where the shapes differ.
-    """
-    if ours.shape != theirs.shape:
-        return float("nan")
-    a, b = ours.astype(np.float64), theirs.astype(np.float64)
-    products = (a * b).sum(1)
-    return float((products / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))).min())

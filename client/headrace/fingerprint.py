@@ -26,6 +26,8 @@ ENDS_BYTES = 64 << 10
 _AT_ONCE = 16
 _MOST_SHOWN = 8
 _MOST_LETTERS = 60
+# Where the model came from is told, but it may lie elsewhere the next time: its weights count.
+_TOLD = {"inputs", "model", "revision"}
 
 
 def job_of(
@@ -51,6 +53,8 @@ def job_of(
         InputError: an input cannot be read.
     """
     job: dict[str, Any] = {
+        "model": contract.model_id,
+        "revision": contract.revision,
         "model weights": contract.weights_hash,
         "tokenizer": contract.tokenizer_hash,
         "engine": f"{contract.engine} {contract.engine_version} {contract.capability}".rstrip(),
@@ -128,7 +132,7 @@ def listed(found: Sequence[str]) -> str:
 def _settings(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
     for name in dict.fromkeys([*before, *now]):
         one, other = before.get(name), now.get(name)
-        if name != "inputs" and one != other:
+        if name not in _TOLD and one != other:
             yield f"{name}: {_short(one)} before, {_short(other)} now"
 
 

@@ -20,7 +20,7 @@ from client.fakecuda import FakeDriver
 from headrace.errors import MachineError, UsageError
 from headrace_bench import corpus, torchentry
 from headrace_bench.torchentry import publish_entry
-from headrace_bench.ways import least_cosine
+from headrace_bench.vectors import least_cosine
 from headrace_launcher import repository as repo
 from headrace_launcher.build import Batching
 from headrace_launcher.models import find_model

@@ -153,7 +153,12 @@ def test_a_setting_that_does_not_shape_the_output_makes_none(job, source, name):
 
 @pytest.mark.parametrize("name", SAME_MODEL)
 def test_what_does_not_shape_vectors_makes_no_other_model(job, source, name):
-    assert job(source) == job(source, contract={name: SAME_MODEL[name]})
+    assert not differences(job(source), job(source, contract={name: SAME_MODEL[name]}))
+
+
+def test_a_job_says_where_its_model_came_from(job, source):
+    found = job(source, contract={"model_id": "x/y", "revision": "abc"})
+    assert (found["model"], found["revision"]) == ("x/y", "abc")
 
 
 def test_vectors_that_are_cut_here_are_not_those_that_the_server_cuts(job, source):

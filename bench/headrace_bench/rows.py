@@ -1,0 +1,58 @@
+"""The texts of any input of headrace, for benchmarks that read them themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from headrace.blocks import BadRow, Block
+from headrace.config import FormatChoice
+from headrace.inputs import find_inputs
+from headrace.records import parse
+from headrace.sources import read_blocks
+
+
+@dataclass(frozen=True, slots=True)
+class TextBlock:
+    """Rows that follow each other in the input.
+
+    Attributes:
+        first_row: number of the first one in the whole input.
+        texts: Arrow string[rows]; "" at the bad rows.
+        bad: those that have no text, ascending, numbered from this block's first row.
+        block: where they come from; :func:`headrace.blocks.name_rows` names lines of it.
+    """
+
+    first_row: int
+    texts: Any
+    bad: tuple[BadRow, ...]
+    block: Block
+
+
+def read_texts(
+    inputs: Sequence[str],
+    *,
+    text_field: str = "text",
+    format: FormatChoice = "auto",  # noqa: A002 -- as the option is called
+) -> Iterator[TextBlock]:
+    """Yields the texts of files, in order.
+
+    Args:
+        inputs: as of ``headrace embed``.
+        text_field: likewise.
+        format: likewise.
+
+    Raises:
+        HeadraceError: they cannot be read.
+    """
+    first_row = 0
+    for block in read_blocks(
+        find_inputs(list(inputs), format=format),
+        columns=[text_field],
+        block_bytes=4 << 20,
+        block_rows=1 << 14,
+    ):
+        found = parse(block, text_field=text_field, id_field=None, id_type="string")
+        yield TextBlock(first_row, found.texts, found.bad, block)
+        first_row += block.rows
