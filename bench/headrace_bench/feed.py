@@ -48,7 +48,9 @@ from headrace_bench.alone import load_tokenizer
 from headrace_bench.feedresult import ALONE, ONE_CORE, PASSES, Result, Source, show
 from headrace_bench.memory import family
 from headrace_bench.options import positive, say, settings
-from headrace_bench.ways import even_rows
+from headrace_bench.results import add_outputs, command_line, outputs
+from headrace_bench.sampling import even_rows
+from headrace_bench.writing import write
 from headrace_launcher.build import Entry, build
 from headrace_launcher.server import Server
 from headrace_launcher.triton import find_triton
@@ -147,16 +149,15 @@ def check_options(options: argparse.Namespace) -> None:
     """Checks, before anything is started, what can be checked.
 
     Raises:
-        UsageError: the input, the JSON file or the feeders cannot be what they are to be.
+        UsageError: the input, a file to write or the feeders cannot be what they are to be.
     """
     if str(options.input) == "-":
         raise UsageError("--input -: the input is read several times; name a file")
-    if options.json is not None:
-        if not options.json.absolute().parent.is_dir() or options.json.is_dir():
-            raise UsageError(f"--json {options.json} is not a file in a folder that exists")
-        read = [] if options.input is None else find_inputs([str(options.input)], format="text")
-        if options.json.resolve() in {Path(item.path).resolve() for item in read}:
-            raise UsageError(f"--json {options.json} is the input; name another file")
+    read = [] if options.input is None else find_inputs([str(options.input)], format="text")
+    inputs = {Path(item.path).resolve() for item in read}
+    for path in outputs(options).all:
+        if path.resolve() in inputs:
+            raise UsageError(f"{path} is the input; name another file for the result")
     if options.feeders != "auto" and not options.feeders.isdigit():
         raise UsageError(f"--feeders {options.feeders}: auto or a number")
     _config(options, Path("out.npy"))
@@ -265,8 +266,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--repetitions", type=positive, default=5)
     parser.add_argument("--model", default="all-MiniLM-L6-v2")
     parser.add_argument("--dtype", choices=["float32", "float16"], default="float16")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
-    return parser.parse_args(arguments)
+    add_outputs(parser, "feed")
+    options = parser.parse_args(arguments)
+    options.arguments = list(sys.argv[1:] if arguments is None else arguments)
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -281,9 +284,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (HeadraceError, OSError, RuntimeError, ValueError) as error:
         print(f"feed: {error}", file=sys.stderr)
         return 2
-    print(show(result))
-    if options.json:
-        options.json.write_text(result.to_json() + "\n", encoding="utf-8")
+    outcome = result.to_outcome(command_line("headrace bench feed", options.arguments))
+    write(outcome.to_dict(), outputs(options), show(result))
     return 0
 
 

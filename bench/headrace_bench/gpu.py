@@ -50,8 +50,10 @@ from headrace_bench.gpuways import (
     matrix_product,
 )
 from headrace_bench.options import positive, say, settings
+from headrace_bench.results import add_outputs, command_line, outputs
+from headrace_bench.sampling import evenly
 from headrace_bench.torchentry import publish_entry
-from headrace_bench.ways import evenly
+from headrace_bench.writing import write
 from headrace_launcher.build import Entry, build
 from headrace_launcher.engines import tensorrt
 from headrace_launcher.gpus import Gpu, find_gpus
@@ -294,8 +296,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         default=20_000,
         help=f"rows for {TORCH}, and to compare vectors, at most",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
-    return parser.parse_args(arguments)
+    add_outputs(parser, "gpu")
+    options = parser.parse_args(arguments)
+    options.arguments = list(sys.argv[1:] if arguments is None else arguments)
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -333,9 +337,8 @@ def report(options: argparse.Namespace, place: Place, geometries: Sequence[Geome
     except (OSError, RuntimeError, ValueError) as error:
         print(f"gpu: {error}", file=sys.stderr)
         return 2
-    print(show(result))
-    if options.json:
-        options.json.write_text(result.to_json() + "\n", encoding="utf-8")
+    outcome = result.to_outcome(command_line("headrace bench gpu", options.arguments))
+    write(outcome.to_dict(), outputs(options), show(result))
     return 1 if result.wrong else 0
 
 
@@ -343,11 +346,9 @@ def check_options(options: argparse.Namespace) -> None:
     """Checks, before anything is started, what can be checked.
 
     Raises:
-        UsageError: the JSON file or the feeders cannot be what they are to be.
+        UsageError: a file to write or the feeders cannot be what they are to be.
     """
-    path = options.json
-    if path is not None and (not path.absolute().parent.is_dir() or path.is_dir()):
-        raise UsageError(f"--json {path} is not a file in a folder that exists")
+    outputs(options)
     if options.feeders != "auto" and not options.feeders.isdigit():
         raise UsageError(f"--feeders {options.feeders}: auto or a number")
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from headrace_bench import machine
 from headrace_bench.geometry import Geometry
 from headrace_bench.gputexts import Shapes
+from headrace_bench.options import REMEDY
+from headrace_bench.results import Outcome, Way
 from headrace_bench.stats import Spread, pairwise, spread
-from headrace_bench.ways import REMEDY
 
 TORCH = "sentence-transformers"
 BUSY_ENOUGH = 95.0  # percent
@@ -169,29 +169,68 @@ class Result:
         """Whether some vectors are."""
         return any(each.wrong for each in self.measured)
 
-    def to_json(self) -> str:
-        """Returns everything as indented JSON."""
-        everything = {
-            "settings": self.settings,
-            "device": self.device,
-            "gpu": self.gpu,
-            "product_size": self.product_size,
-            "geometries": {each.geometry.name: each.to_dict() for each in self.measured},
-            "hardware": self.hardware,
-            "versions": self.versions,
-        }
-        return json.dumps(everything, indent=2, ensure_ascii=False)
+    def to_outcome(self, command: str) -> Outcome:
+        """Returns everything in the form that all benchmarks share; ``command`` does it again."""
+        ways: dict[str, Way] = {}
+        ours: list[str] = []
+        losses: list[str] = []
+        for each in self.measured:
+            name = each.geometry.name
+            wrong = "; ".join(each.wrong)
+            tokens = each.shapes.tokens / each.shapes.rows
+            for transport, reports in each.reports.items():
+                ours.append(f"{name}, headrace, {transport}")
+                ways[ours[-1]] = Way(
+                    rates=each.rates(transport),
+                    what=f"{each.engine} in {each.precision}, really {reports[-1]['transport']}",
+                    wrong=wrong,
+                    tokens=tokens,
+                )
+            for transport, why in each.missing.items():
+                ours.append(f"{name}, headrace, {transport}")
+                ways[ours[-1]] = Way(missing=why)
+            ways[f"{name}, {TORCH}"] = Way(
+                rates=each.torch_rates,
+                what=f"batch size {each.torch_batch}, {each.torch_rows:,} rows, in memory",
+                missing=each.torch_missing,
+            )
+            losses += [f"{name}: {loss}" for loss in each.losses()]
+        rows = [each.shapes.rows for each in self.measured]
+        return Outcome(
+            benchmark="gpu",
+            title="On a GPU",
+            command=command,
+            settings=self.settings,
+            texts={
+                "source": "paragraphs of the docstrings of what is installed",
+                "rows": max(rows, default=0),
+                "tokens": {
+                    "mean": sum(each.shapes.tokens for each in self.measured) / max(1, sum(rows))
+                },
+            },
+            ways=ways,
+            ours=ours,
+            # Of other geometries' ways there are no ratios worth telling.
+            told_losses=losses,
+            notes=[
+                "Models of known sizes with random weights: how fast one is does not depend on "
+                "its weights. Ratios within a size stand in the printed table and the JSON.",
+            ],
+            details={
+                "device": self.device,
+                "gpu": self.gpu,
+                "product_size": self.product_size,
+                "geometries": {each.geometry.name: each.to_dict() for each in self.measured},
+            },
+            hardware=self.hardware | {"gpus": [self.gpu] if self.gpu else []},
+            versions=self.versions,
+        )
 
 
 def show(result: Result) -> str:
     """Returns a table for each geometry, and everything that a reader needs to judge it."""
-    gpu = result.gpu
-    lines = machine.describe(result.hardware, result.versions)
-    if gpu:
-        lines.append(
-            f"GPU       {gpu['name']} · compute capability {gpu['capability']} · "
-            f"{gpu['memory_bytes'] / 2**30:.0f} GiB · driver {gpu['driver']}"
-        )
+    measured = {"gpus": [result.gpu] if result.gpu else []}
+    lines = machine.describe(result.hardware | measured, result.versions)
     for each in result.measured:
         lines += ["", *_show_one(each, result)]
     return "\n".join(lines)

@@ -5,15 +5,25 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from headrace.errors import MachineError
+from headrace_bench.gpubusy import driver_version
+from headrace_launcher.gpus import find_gpus
 
 PACKAGES = (
     "headrace",
     "numpy",
+    "onnxruntime",
     "openvino",
+    "optimum",
+    "optimum-intel",
+    "optimum-onnx",
     "pyarrow",
     "sentence-transformers",
+    "tensorrt",
     "tokenizers",
     "torch",
     "transformers",
@@ -26,7 +36,7 @@ EXTENSIONS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_
 
 
 def hardware() -> dict[str, object]:
-    """Returns the processor's name and extensions, cores usable by this process, memory (bytes)."""
+    """Returns the processor's name and extensions, usable cores, memory (bytes), and the GPUs."""
     processor, flags = _processor()
     return {
         "processor": processor,
@@ -35,6 +45,7 @@ def hardware() -> dict[str, object]:
         "cores_of_machine": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "gpus": _gpus(),
     }
 
 
@@ -55,12 +66,28 @@ def describe(hardware: Mapping[str, object], versions: Mapping[str, str]) -> lis
     assert isinstance(extensions, list)
     memory = hardware["memory_bytes"]
     assert isinstance(memory, int)
+    gpus = hardware["gpus"]
+    assert isinstance(gpus, list)
     return [
         f"machine   {hardware['processor']} ({', '.join(extensions) or 'no vector extensions'}) · "
         f"{hardware['cores']} of {hardware['cores_of_machine']} cores · "
         f"{memory / 2**30:.0f} GiB · {hardware['system']}",
+        *(
+            f"GPU       {gpu['name']} · compute capability {gpu['capability']} · "
+            f"{gpu['memory_bytes'] / 2**30:.0f} GiB · driver {gpu['driver']}"
+            for gpu in gpus
+        ),
         "versions  " + " · ".join(f"{name} {number}" for name, number in versions.items()),
     ]
+
+
+def _gpus() -> list[dict[str, object]]:
+    """Returns what is known of the GPUs that this process may use, and their driver's version."""
+    try:
+        found = find_gpus()
+    except MachineError:  # whoever needs them says what is wrong
+        return []
+    return [asdict(gpu) | {"driver": driver_version()} for gpu in found]
 
 
 def _processor() -> tuple[str, frozenset[str]]:

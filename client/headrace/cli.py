@@ -50,6 +50,9 @@ app = typer.Typer(
 bench = typer.Typer(help="Measure headrace on this machine.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 
+# A benchmark's options are its own: it reads them, and tells of them, itself.
+_PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
 Backend = Literal["auto", "tensorrt", "python"]
 
 _DEFAULTS: dict[str, Any] = {each.name: each.default for each in dataclasses.fields(EmbedConfig)}
@@ -469,13 +472,7 @@ def doctor() -> None:
             raise typer.Exit(EXIT_ENVIRONMENT)
 
 
-@bench.command(
-    context_settings={
-        "allow_extra_args": True,
-        "ignore_unknown_options": True,
-        "help_option_names": [],
-    }
-)
+@bench.command(context_settings=_PASSED_ON)
 def feed(context: typer.Context) -> None:
     """Measure all but the encoder against `tokenizers` alone; feed --help lists the options."""
     with exits():
@@ -484,18 +481,21 @@ def feed(context: typer.Context) -> None:
         raise typer.Exit(main(context.args))
 
 
-@bench.command(
-    context_settings={
-        "allow_extra_args": True,
-        "ignore_unknown_options": True,
-        "help_option_names": [],
-    }
-)
+@bench.command(context_settings=_PASSED_ON)
 def gpu(context: typer.Context) -> None:
     """Measure headrace on a GPU, against sentence-transformers; gpu --help lists the options."""
     with exits():
         with _launcher():
             from headrace_bench.gpu import main
+        raise typer.Exit(main(context.args))
+
+
+@bench.command(context_settings=_PASSED_ON)
+def peers(context: typer.Context) -> None:
+    """Compare headrace with sentence-transformers, TEI and the engine alone; see peers --help."""
+    with exits():
+        with _launcher():
+            from headrace_bench.peers import main
         raise typer.Exit(main(context.args))
 
 

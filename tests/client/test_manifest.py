@@ -284,7 +284,7 @@ def test_a_job_of_a_hundred_million_rows_has_a_small_manifest(path):
 
 
 def test_many_records_are_read_in_bounded_memory(path):
-    count = 100_000
+    count = 30_000
     Manifest.create(path, JOB, map(record, range(count)), replaces=False).close()
     tracemalloc.start()
     try:

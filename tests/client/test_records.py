@@ -213,7 +213,7 @@ OPTIONS = [
 @example(b'{"text":"a"}{"text":"b"}\n{"text":\n"c"}', OPTIONS[0])
 @example(b'{"text":"a","x":Inf}\n{"x":Inf,"id":1}', OPTIONS[1])
 @example(b'{"text":"a","id":-0}\n{"text":"a","id":00}\n{"text":"a","id":1.0}', OPTIONS[2])
-@settings(deadline=None, max_examples=1500)
+@settings(deadline=None, max_examples=600)
 def test_fast_and_slow_agree(data, options):
     with pytest.MonkeyPatch.context() as patch:
         expected = outcome(data, *options)
