@@ -469,6 +469,21 @@ def doctor() -> None:
             raise typer.Exit(EXIT_ENVIRONMENT)
 
 
+@app.command(
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    }
+)
+def verify(context: typer.Context) -> None:
+    """Compare a finished output with sentence-transformers; verify --help lists the options."""
+    with exits():
+        with _launcher():
+            from headrace_bench.verify import main
+        raise typer.Exit(main(context.args))
+
+
 @bench.command(
     context_settings={
         "allow_extra_args": True,
