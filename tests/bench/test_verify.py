@@ -285,12 +285,21 @@ def test_a_row_that_the_model_could_not_embed_is_left_out_too(job):
 def test_a_record_without_text_must_be_listed(job):
     one = job(BAD)
     one.listed = [4]
-    one.vectors[21] = vector_of("")
+    one.vectors[21] = vector_of("anything")
     code, found = one.write().check()
-    assert code == 1
+    assert (code, found["compared"]) == (1, 30)
     (wrong,) = found["wrong"]
     assert wrong.startswith("1 row of the input without a text is not in out.npy.errors.jsonl: ")
     assert "in.jsonl, line 23 (no field 'text')" in wrong
+
+
+def test_a_record_without_text_is_left_out_whatever_is_listed(job):
+    one = job(BAD, on_error="skip")
+    one.listed = [21]
+    code, found = one.write().check()
+    assert (code, found["expected_rows"], found["compared"]) == (1, 30, 30)
+    (wrong,) = found["wrong"]
+    assert "without a text is not in" in wrong
 
 
 def test_cut_vectors_are_compared_with_cut_ones(job):
@@ -457,9 +466,10 @@ def test_what_is_not_a_finished_output_is_refused(job, tmp_path):
         one.check()
     (tmp_path / "out.npy.partial").rmdir()
     data = one.output.read_bytes()
-    one.output.write_bytes(data[:-1])
-    with pytest.raises(MachineError, match="another size than its header says"):
-        one.check()
+    for changed in (data[:-1], data + b"x"):
+        one.output.write_bytes(changed)
+        with pytest.raises(MachineError, match="another size than its header says"):
+            one.check()
     one.output.write_bytes(b"no array" * 100)
     with pytest.raises(UsageError, match="not written by headrace embed: its header"):
         one.check()
