@@ -23,6 +23,18 @@ def positive(text: str) -> int:
     return value
 
 
+def not_negative(text: str) -> int:
+    """Reads a whole number of at least 0.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, not {value}")
+    return value
+
+
 def price(text: str) -> float:
     """Reads an amount of money above 0.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from headrace.blocks import BadRow, Block
@@ -35,6 +36,7 @@ def read_texts(
     *,
     text_field: str = "text",
     format: FormatChoice = "auto",  # noqa: A002 -- as the option is called
+    own: Collection[Path] = (),
 ) -> Iterator[TextBlock]:
     """Yields the texts of files, in order.
 
@@ -42,13 +44,14 @@ def read_texts(
         inputs: as of ``headrace embed``.
         text_field: likewise.
         format: likewise.
+        own: files that are left out of folders and of what a glob matches.
 
     Raises:
         HeadraceError: they cannot be read.
     """
     first_row = 0
     for block in read_blocks(
-        find_inputs(list(inputs), format=format),
+        find_inputs(list(inputs), format=format, own=own),
         columns=[text_field],
         block_bytes=4 << 20,
         block_rows=1 << 14,

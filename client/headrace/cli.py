@@ -472,6 +472,15 @@ def doctor() -> None:
             raise typer.Exit(EXIT_ENVIRONMENT)
 
 
+@app.command(context_settings=_PASSED_ON)
+def verify(context: typer.Context) -> None:
+    """Compare a finished output with sentence-transformers; verify --help lists the options."""
+    with exits():
+        with _launcher():
+            from headrace_bench.verify import main
+        raise typer.Exit(main(context.args))
+
+
 @bench.command(context_settings=_PASSED_ON)
 def feed(context: typer.Context) -> None:
     """Measure all but the encoder against `tokenizers` alone; feed --help lists the options."""
