@@ -17,17 +17,7 @@ from fastapi.testclient import TestClient
 
 from bench.teistandin import DIMENSION, StandIn, vector_of
 from headrace.errors import ServerError, UsageError
-from headrace_bench import tei
 from headrace_bench.tei import NOT_TEI, Patience, TeiWay, info, wait_ready
-from headrace_bench.teidriver import Driven
-from headrace_bench.teiwire import (
-    Requests,
-    WrongAnswerError,
-    parse,
-    quote,
-    read_answer,
-    write_requests,
-)
 from headrace_launcher.gateway.app import make_app
 from headrace_launcher.gateway.settings import GatewaySettings
 from headrace_launcher.processes import children_of, parent_of
@@ -149,73 +139,6 @@ def test_servers_of_different_models_are_refused(stand_in):
         TeiWay([stand_in.url, other.url], ["a"], DIMENSION)
 
 
-# What is sent
-
-
-@pytest.mark.parametrize("most_bytes", [2_000_000, 120])
-def test_requests_hold_each_row_once_in_order(tmp_path, most_bytes):
-    texts = ['"', "ä\n", "", "y" * 300, *texts_of(40)]
-    rows = np.arange(len(texts))[::-1].copy()
-    quoted = [quote(text) for text in texts]
-    wanted = rows % 3 == 0
-    many = write_requests(tmp_path, quoted, rows, wanted, batch_size=7, most_bytes=most_bytes)
-    requests = Requests(tmp_path)
-    assert len(requests) == many
-    bodies = [requests.body(number) for number in range(many)]
-    found = [parse(body) for body in bodies]
-    assert [text for each in found for text in each["inputs"]] == [texts[row] for row in rows]
-    assert all(set(each) == {"inputs", "truncate", "normalize"} for each in found)
-    sizes = [len(each["inputs"]) for each in found]
-    assert sizes == [requests.count(number) for number in range(many)]
-    assert max(sizes) == (7 if most_bytes > 1000 else max(sizes))
-    assert all(
-        len(body) <= most_bytes or size == 1 for body, size in zip(bodies, sizes, strict=True)
-    )
-    kept = [requests.rows(number)[requests.wanted(number)] for number in range(many)]
-    assert np.concatenate(kept).tolist() == rows[wanted].tolist()
-
-
-# What comes back
-
-
-def body_of(vectors):
-    return json.dumps(vectors, separators=(",", ":")).encode()
-
-
-RIGHT = [[0.5, -1e-7], [1.0, 2.0], [3.0, 4.0]]
-
-
-@pytest.mark.parametrize("wanted", [[], [0, 2]])
-@pytest.mark.parametrize("body", [body_of(RIGHT), json.dumps(RIGHT, indent=1).encode()])
-def test_a_right_answer_is_read(wanted, body):
-    found = read_answer(body, 3, 2, np.array(wanted, np.int64))
-    assert found.tolist() == np.array(RIGHT, np.float32)[wanted].tolist()
-    assert found.dtype == np.float32
-
-
-@pytest.mark.parametrize("wanted", [[], [0]])
-@pytest.mark.parametrize(
-    ("body", "words"),
-    [
-        (b"<html>", "is not JSON"),
-        (b"", "is not JSON"),
-        (b"[[1,2],[3,4],[5,6]", "is not JSON"),
-        (b'{"error":"x"}', "not a list"),
-        (body_of(RIGHT[:2]), "has 2 vectors, not 3"),
-        (body_of([*RIGHT, [1, 2]]), "has 4 vectors, not 3"),
-        (body_of([[1, 2], [1], [1, 2, 3]]), "a vector of 1 numbers in place 1, not one of 2"),
-        (body_of([[1, 2, 3], [1], [1, 2]]), "a vector of 3 numbers in place 0"),
-        (body_of([[1, 2], None, [1, 2]]), "no vector in place 1"),
-        (body_of([[1, 2], [1, None], [1, 2]]), "null or not finite in place 1"),
-        (b"[[1,2],[3,4],[5,NaN]]", "not (JSON|finite)"),
-        (body_of([[1, 2], ["x", 1], [1, 2]]), "something else than numbers"),
-    ],
-)
-def test_a_wrong_answer_is_noticed_wanted_or_not(wanted, body, words):
-    with pytest.raises(WrongAnswerError, match=words):
-        read_answer(body, 3, 2, np.array(wanted, np.int64))
-
-
 # Measuring
 
 
@@ -318,126 +241,6 @@ def test_no_rows_are_refused(stand_in):
             TeiWay([stand_in.url], ["a", "b"], DIMENSION, keep=np.array([row]))
     with pytest.raises(UsageError, match="--tei"):
         TeiWay([], ["a"], DIMENSION)
-
-
-# Searching
-
-
-class Simulated:
-    """In place of :func:`drive`: servers that work on so many requests at a time, in no time."""
-
-    def __init__(self, *, request, row, workers, busiest=lambda load: 0.5):
-        self.request, self.row, self.workers, self.busiest = request, row, workers, busiest
-        self.loads, self.seconds = [], 0.0
-
-    def __call__(self, load):
-        requests = -(-len(load.rows) // load.batch_size)
-        at_once = min(self.workers, load.concurrency, requests)
-        seconds = requests * (self.request + self.row * load.batch_size) / at_once
-        self.loads.append(load)
-        self.seconds += seconds
-        return Driven(
-            seconds=seconds,
-            requests=requests,
-            retries=0,
-            cpu_seconds=0.1,
-            busiest=self.busiest(load),
-            rows=np.empty(0, np.int64),
-            vectors=np.empty((0, DIMENSION), np.float32),
-        )
-
-
-@pytest.fixture
-def simulate(monkeypatch):
-    def make(rows, told=None, **costs):
-        server = Simulated(**costs)
-        monkeypatch.setattr(tei, "drive", server)
-        told = {"max_client_batch_size": 1024, "max_concurrent_requests": 512} | (told or {})
-        with StandIn(info=told) as stand_in:
-            return server, TeiWay([stand_in.url], ["a"] * rows, DIMENSION)
-
-    return make
-
-
-def test_requests_are_made_larger_and_more_until_it_is_no_faster(simulate):
-    server, way = simulate(400_000, request=0.02, row=0.0001, workers=8)
-    way.search()
-    # 8 requests of 1024 rows, each in 0.12 s.
-    assert way.table[way.batch_size, way.concurrency] > 0.99 * 8 * 1024 / 0.1224
-    assert way.batch_size == 1024
-    assert way.concurrency >= 8
-    assert way.saturated
-    assert {size for size, _ in way.table} == {1, 8, 32, 128, 512, 1024}
-    assert [(1024, 2**power) in way.table for power in range(5)] == [True] * 5
-    for load in server.loads[1:]:
-        assert len(load.rows) >= min(2 * load.batch_size * load.concurrency, 400_000)
-
-
-def test_with_too_few_rows_it_is_not_called_saturated(simulate):
-    _, way = simulate(3000, request=0.0002, row=0.00001, workers=500)
-    way.search()
-    assert not way.saturated
-    assert all(size * concurrency <= 3000 for size, concurrency in list(way.table)[1:])
-
-
-def test_a_slow_server_is_not_asked_for_more_than_it_can_do_in_time(simulate):
-    server, way = simulate(100_000, request=0.01, row=0.02, workers=1)  # 50 rows a second
-    way.search()
-    assert way.saturated
-    assert server.seconds < 120
-    assert way.table[way.batch_size, way.concurrency] > 45
-
-
-def test_more_processes_are_taken_where_one_is_busy(simulate):
-    server, way = simulate(
-        20_000,
-        request=0.02,
-        row=0.0001,
-        workers=8,
-        busiest=lambda load: 0.95 if load.processes < 4 and load.concurrency >= 4 else 0.5,
-    )
-    way._cores = 8
-    way.search()
-    assert max(load.processes for load in server.loads) >= 4
-    assert server.loads[-1].processes <= 8
-
-
-def test_larger_requests_are_found_and_saturation_where_one_works_at_a_time():
-    # One worker, 5 ms a request and nothing a row: more in flight is hardly faster.
-    told = {"max_client_batch_size": 8, "max_concurrent_requests": 16}
-    with StandIn(request_seconds=0.005, info=told) as server:
-        way = TeiWay([server.url], texts_of(64), DIMENSION, seconds=0.1, patience=QUICK)
-        way.search()
-        assert way.batch_size == 8
-        assert way.saturated
-        assert {size for size, _ in way.table} == {1, 8}
-        ones = max(rate for (size, _), rate in way.table.items() if size == 1)
-        assert way.table[8, way.concurrency] > 2 * ones
-        assert max(concurrency for _, concurrency in way.table) <= 16
-        assert way.rates == []
-        server.forget()
-        way.measure()
-        assert max(server.sizes) == 8
-
-
-def test_where_more_in_flight_is_not_allowed_it_is_not_called_saturated():
-    told = {"max_concurrent_requests": 1, "max_client_batch_size": 1}
-    with StandIn(info=told) as server:
-        way = TeiWay([server.url], texts_of(40), DIMENSION, seconds=0.02, patience=QUICK)
-        assert way.batch_sizes == [1]
-        assert way.most_in_flight == 1
-        way.search()
-        assert not way.saturated
-        assert (1, 1) in way.table
-
-
-def test_the_least_limit_of_several_holds(stand_in):
-    with StandIn(info={"max_client_batch_size": 1000}) as other:
-        way = TeiWay([other.url], ["a"], DIMENSION)
-        assert way.batch_sizes == [1, 8, 32, 128, 512, 1000]
-        both = TeiWay([other.url, stand_in.url], ["a"], DIMENSION)
-        assert both.batch_sizes == [1, 8, 32]
-        assert both.most_in_flight == 32
 
 
 # The end
