@@ -24,6 +24,7 @@ import zstandard
 
 import headrace
 from headrace.transport.system import leftovers
+from headrace_bench.teidocker import CPU, FLAGS, PREFIXES, REGISTRY, VERSION
 from headrace_launcher.ports import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +36,11 @@ ARGUMENTS = dict(re.findall(r"^ARG (\w+)=(\S+)", DOCKERFILE, flags=re.MULTILINE)
 BIN = Path(sys.executable).parent
 DEFAULT = re.compile(r"\$\{\w+:-([^}]*)\}")
 
+TEIS = ("tei", "tei-cpu")  # in images of others
+OURS = [name for name in SERVICES if name not in TEIS]
+
 every_service = pytest.mark.parametrize("name", SERVICES)
+every_service_of_ours = pytest.mark.parametrize("name", OURS)
 every_pair = pytest.mark.parametrize(
     ("server", "client"), [("server", "client"), ("server-cpu", "client-cpu")]
 )
@@ -67,6 +72,8 @@ def test_up_starts_the_gpus_services_and_the_cpu_profile_its_own():
     assert (ROOT / ".env").read_text(encoding="utf-8").splitlines()[-1] == "COMPOSE_PROFILES=gpu"
     assert started("gpu") == {"build", "server", "gateway"}
     assert started("cpu") == {"build-cpu", "server-cpu", "gateway-cpu"}
+    assert started("tei") == {"tei"}
+    assert started("tei-cpu") == {"tei-cpu"}
 
 
 @every_service
@@ -95,11 +102,36 @@ def test_docker_reads_the_profiles_like_that():
 @every_service
 def test_a_gpu_is_asked_for_where_the_image_has_its_libraries_and_nowhere_else(name):
     service = SERVICES[name]
+    devices = service.get("deploy", {}).get("resources", {}).get("reservations", {}).get("devices")
+    assert bool(devices) == (not name.endswith("-cpu"))
+    assert service["environment"]["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+
+
+@every_service_of_ours
+def test_the_image_is_the_one_that_is_built(name):
+    service = SERVICES[name]
     target = service["build"]["target"]
     assert service["image"] == f"headrace:{target}"
-    devices = service.get("deploy", {}).get("resources", {}).get("reservations", {}).get("devices")
-    assert bool(devices) == (target == "gpu") == (not name.endswith("-cpu"))
-    assert service["environment"]["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert (target == "gpu") == (not name.endswith("-cpu"))
+
+
+@pytest.mark.parametrize(("name", "prefix"), [("tei", PREFIXES["8.0"]), ("tei-cpu", CPU)])
+def test_tei_is_the_one_that_the_benchmark_would_start(name, prefix):
+    service = SERVICES[name]
+    assert "build" not in service
+    assert plain(service["image"]) == f"{REGISTRY}:{prefix}{VERSION}"
+    assert plain(service["command"][1]) == "sentence-transformers/all-MiniLM-L6-v2"
+    assert service["command"][2:] == list(FLAGS)
+    assert plain(service["ports"][0]) == "127.0.0.1:8090:80"
+    assert service["environment"]["HUGGINGFACE_HUB_CACHE"] in mounts(name)
+    assert mounts(name)["/data"]["read_only"]
+
+
+def test_every_image_of_tei_is_in_the_documentation():
+    text = (ROOT / "docker/README.md").read_text(encoding="utf-8")
+    for capability, prefix in PREFIXES.items():
+        assert capability in text
+        assert f"`{prefix}{VERSION}`" in text
 
 
 def test_every_base_image_is_one_version():
@@ -114,6 +146,7 @@ def test_every_base_image_is_one_version():
 def test_no_service_may_do_or_take_more_than_it_must(name):
     service = SERVICES[name]
     assert service["cap_drop"] == ["ALL"]
+    assert service.get("cap_add", []) == (["NET_BIND_SERVICE"] if name in TEIS else [])
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service.get("read_only", False) == name.endswith("-cpu")
     assert "privileged" not in service
@@ -155,7 +188,7 @@ def test_a_gateway_asks_the_server_and_is_asked_where_it_listens(server, gateway
     assert told == f"{server}:{options[options.index('--grpc-port') + 1]}"
 
 
-@every_service
+@every_service_of_ours
 def test_what_is_mounted_is_what_the_image_expects(name):
     if name.startswith("gateway"):  # all that it knows it asks the server for
         assert "volumes" not in SERVICES[name]

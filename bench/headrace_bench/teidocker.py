@@ -1,0 +1,294 @@
+"""Hugging Face Text Embeddings Inference (TEI) in containers: one for each GPU, or one on the CPU.
+
+The version is pinned, and so is the image: TEI's are built for one compute capability each, which
+the beginning of the tag says (``.github/workflows/matrix.json`` of its sources).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+
+from headrace.errors import MachineError, ServerError, UsageError
+from headrace_bench.options import say
+from headrace_bench.teiinfo import info, wait_ready
+from headrace_launcher.gpus import Gpu
+
+REGISTRY = "ghcr.io/huggingface/text-embeddings-inference"
+VERSION = "1.9.3"
+CPU = "cpu-"
+PREFIXES = {
+    "7.5": "turing-",
+    "8.0": "",
+    "8.6": "86-",
+    "8.9": "89-",
+    "9.0": "hopper-",
+    "10.0": "100-",
+    "12.0": "120-",
+}
+"""Of the images' tags, by compute capability."""
+
+FLAGS = (
+    *("--max-batch-tokens", "65536", "--max-concurrent-requests", "512"),
+    *("--max-client-batch-size", "1024", "--auto-truncate"),
+)
+"""What TEI is started with, beside the model."""
+
+OTHERWISE = "or start TEI yourself and pass --tei URL"
+_SOON, _PULL = 120.0, 3600.0  # seconds
+_LINES = 20  # of a log
+
+
+def image_for(gpu: Gpu | None) -> str:
+    """Returns the name of the image for a GPU, or for the CPU.
+
+    Raises:
+        UsageError: there is none for such a GPU.
+    """
+    prefix = CPU if gpu is None else PREFIXES.get(gpu.capability)
+    if prefix is None:
+        assert gpu is not None
+        raise UsageError(
+            f"TEI has no image for the {gpu.name} (compute capability {gpu.capability}; there are "
+            f"some for {', '.join(PREFIXES)}); name one with --tei-image, {OTHERWISE}"
+        )
+    return f"{REGISTRY}:{prefix}{VERSION}"
+
+
+class TeiContainers:
+    """Runs TEI while its context lasts; entering it returns the URLs.
+
+    The containers are removed at the end, however it comes, but not where this process is killed;
+    their names begin with ``headrace-tei-``.
+
+    Attributes:
+        images: of the containers, in their order.
+
+    Args:
+        model: the model's folder.
+        gpus: one container for each; none means one on the CPU.
+        max_length: tokens of a row at which headrace cuts; TEI must cut there, too. None: any.
+        image: the image for all, in place of the pinned ones.
+        flags: what TEI is started with, beside the model.
+        seconds: until TEI must be ready, from when its container runs.
+
+    Raises:
+        UsageError: there is no image for a GPU.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        gpus: Sequence[Gpu],
+        max_length: int | None = None,
+        *,
+        image: str | None = None,
+        flags: Sequence[str] = FLAGS,
+        seconds: float = 600.0,
+    ) -> None:
+        self._model, self._max_length = model, max_length
+        self._gpus: list[Gpu | None] = [*gpus] or [None]
+        self.images = [image or image_for(gpu) for gpu in self._gpus]
+        self._flags, self._seconds = tuple(flags), seconds
+        self._stack = ExitStack()
+
+    def __enter__(self) -> list[str]:
+        """Starts them, and waits until all are ready.
+
+        Raises:
+            MachineError: Docker is not there, or a container cannot be started.
+            ServerError: TEI is not ready in time, or cuts texts elsewhere than headrace.
+        """
+        with ExitStack() as stack:
+            docker = _docker()
+            for image in dict.fromkeys(self.images):
+                _pull(docker, image)
+            folder = stack.enter_context(_Readable(self._model))
+            names = [f"headrace-tei-{os.getpid()}-{n}" for n in range(len(self._gpus))]
+            for name, gpu, image in zip(names, self._gpus, self.images, strict=True):
+                # Before it is there: it may be half made when this is interrupted.
+                stack.callback(_remove, docker, name)
+                say(f"starting {image} as {name}")
+                self._start(docker, name, gpu, image, folder)
+            urls = [_url(docker, name) for name in names]
+            for url, name in zip(urls, names, strict=True):
+                wait_ready(url, self._seconds, partial(_look, docker, name))
+                self._check_length(url)
+            self._stack = stack.pop_all()
+        return urls
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def _start(self, docker: str, name: str, gpu: Gpu | None, image: str, folder: Path) -> None:
+        command = [docker, "run", "--detach", "--name", name, "--publish", "127.0.0.1::80"]
+        if gpu is not None:
+            command += ["--gpus", f"device={gpu.uuid}"]
+        command += ["--volume", f"{folder}:/model:ro", image, "--model-id", "/model", *self._flags]
+        remedy = "see whether 'docker run hello-world' works"
+        if gpu is not None:
+            remedy = "install the NVIDIA Container Toolkit if it is not there"
+        _run(command, f"docker run {image}", remedy)
+
+    def _check_length(self, url: str) -> None:
+        if self._max_length is None:
+            return
+        found = info(url).max_input_length
+        if found not in (None, self._max_length):
+            raise ServerError(
+                f"{url}: TEI cuts texts at {found} tokens, headrace at {self._max_length}; set "
+                f"max_seq_length in sentence_bert_config.json of {self._model}, {OTHERWISE}"
+            )
+
+
+class _Readable:
+    """A folder with all files of a model that a container can read; links are followed.
+
+    In a cache of the hub the files are links to others out of the folder, which a container has
+    not got.
+    """
+
+    def __init__(self, model: Path) -> None:
+        self._model = model.resolve()
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Path:
+        if not self._model.is_dir():
+            raise UsageError(f"{self._model}: no folder of a model; name one")
+        linked = any(path.is_symlink() for path in self._model.rglob("*"))
+        # Docker ends the name of a folder to mount at a colon.
+        if not linked and ":" not in str(self._model):
+            return self._model
+        with ExitStack() as stack:
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headrace-tei-")))
+            copy = scratch / "model"
+            try:
+                shutil.copytree(self._model, copy)
+            except (OSError, shutil.Error) as error:
+                raise MachineError(
+                    f"{self._model} cannot be copied to {copy} for TEI ({error}); free some room "
+                    f"or name a whole folder, {OTHERWISE}"
+                ) from error
+            for path in (scratch, copy, *copy.rglob("*")):
+                path.chmod(0o755 if path.is_dir() else 0o644)
+            self._stack = stack.pop_all()
+        return copy
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+
+def _docker() -> str:
+    """Returns the program; its engine answers."""
+    docker = shutil.which("docker")
+    if docker is None:
+        raise MachineError(
+            f"docker, by which TEI would be started, is not installed; install it, {OTHERWISE}"
+        )
+    _run([docker, "version"], "docker version", "start its engine, or join its group")
+    return docker
+
+
+def _pull(docker: str, image: str) -> None:
+    command = [docker, "image", "inspect", image]
+    known = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    if known.returncode:
+        say(f"pulling {image}")
+        remedy = "see that its registry can be reached, load it with 'docker load'"
+        _run([docker, "pull", "--quiet", image], f"docker pull {image}", remedy, _PULL)
+
+
+def _url(docker: str, name: str) -> str:
+    try:
+        said = _run([docker, "port", name, "80"], f"docker port {name}", "see 'docker ps'")
+    except MachineError:
+        _look(docker, name)  # one that has ended has no ports
+        raise
+    return f"http://{said.splitlines()[0].strip()}"
+
+
+def _look(docker: str, name: str) -> None:
+    """Looks whether a container runs.
+
+    Raises:
+        MachineError: it does not.
+    """
+    command = [docker, "inspect", "--format", "{{.State.Running}}", name]
+    if _run(command, f"docker inspect {name}", "see 'docker ps --all'").strip() == "true":
+        return
+    log = subprocess.run(
+        [docker, "logs", "--tail", str(_LINES), name],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    raise MachineError(
+        f"TEI ended in its container {name}: {_end(log.stdout)}; mend what it names, {OTHERWISE}"
+    )
+
+
+def _remove(docker: str, name: str) -> None:
+    # In a session of its own: Ctrl-C must not reach it.
+    done = subprocess.run(
+        [docker, "rm", "--force", "--volumes", name],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+        check=False,
+    )
+    if done.returncode and "No such container" not in done.stderr:
+        say(f"{name} may be left ({_end(done.stderr)}); remove it: docker rm --force {name}")
+
+
+def _run(command: Sequence[str], what: str, remedy: str, seconds: float = _SOON) -> str:
+    """Returns what a command prints.
+
+    Raises:
+        MachineError: it failed.
+    """
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise MachineError(f"{what}: no end within {seconds:g} s; {remedy}, {OTHERWISE}") from error
+    except OSError as error:
+        raise MachineError(f"{what}: {error}; {remedy}, {OTHERWISE}") from error
+    if done.returncode:
+        raise MachineError(f"{what}: {_end(done.stderr or done.stdout)}; {remedy}, {OTHERWISE}")
+    return done.stdout
+
+
+def _end(text: str) -> str:
+    """Returns the last lines of a text as one, without docker's hint at its help."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith("Run 'docker")]
+    return " | ".join(lines[-_LINES:])[-2000:] or "it said nothing"
