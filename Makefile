@@ -37,6 +37,10 @@ $(VENV)/.torch: $(VENV)/.dev
 	$(PIP) install --editable '.[launcher,cpu,gateway,dev,bench]'
 	@touch $@
 
+$(VENV)/.peers: $(VENV)/.torch
+	$(PIP) install --editable '.[launcher,cpu,gateway,dev,bench,peers]'
+	@touch $@
+
 $(VENV)/.rtx: $(VENV)/.dev
 	$(PIP) install --editable '.[launcher,cpu,gateway,dev,rtx]'
 	@touch $@
@@ -91,14 +95,8 @@ exact: $(VENV)/.dev ## a million real rows, tokenized with and without the word 
 faults: $(VENV)/.dev ## a hundred jobs killed at every step, gone on with and compared (half an hour)
 	$(BIN)/python tests/integration/faults.py --rounds 100 --seed 1
 
-bench: $(VENV)/.torch ## feeding against tokenizers; sentence-transformers, the engine alone; memory; what commits cost; callers
-	$(BIN)/headrace bench feed
-	$(BIN)/python -m headrace_bench.throughput
-	$(BIN)/python -m headrace_bench.memory
-	$(BIN)/python -m headrace_bench.commits
-	$(BIN)/python -m headrace_bench.longrun
-	$(BIN)/python -m headrace_bench.serving
-	$(BIN)/python -m headrace_bench.stalls
+bench: $(VENV)/.peers ## all benchmarks that the machine allows, results in benchmarks/; says what is left out
+	$(BIN)/python -m headrace_bench.everything
 
 clean: ## remove what the targets made (the user's cache stays)
 	rm -rf $(VENV) demo build/fuzz .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -33,8 +33,8 @@ from headrace_bench import command, corpus
 from headrace_bench.machine import versions
 from headrace_bench.options import positive, say
 from headrace_bench.pairs import Pairs, read_pairs, spearman
-from headrace_bench.reference import Asked, Opener, open_reference
 from headrace_bench.vectors import cosines
+from headrace_bench.verify.reference import Asked, Opener, open_reference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -477,7 +477,7 @@ def verify(context: typer.Context) -> None:
     """Compare a finished output with sentence-transformers; verify --help lists the options."""
     with exits():
         with _launcher():
-            from headrace_bench.verify import main
+            from headrace_bench.verify.run import main
         raise typer.Exit(main(context.args))
 
 
@@ -504,7 +504,7 @@ def peers(context: typer.Context) -> None:
     """Compare headrace with sentence-transformers, TEI and the engine alone; see peers --help."""
     with exits():
         with _launcher():
-            from headrace_bench.peers import main
+            from headrace_bench.peers.run import main
         raise typer.Exit(main(context.args))
 
 

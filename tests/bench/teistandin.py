@@ -37,7 +37,7 @@ INFO: dict[str, Any] = {
 
 def vector_of(text: str) -> list[float]:
     """Returns the vector of a text, of numbers that float32 holds exactly."""
-    return [byte / 256 + 1 / 512 for byte in hashlib.sha256(text.encode()).digest()[:DIMENSION]]
+    return [byte / 256 + 1 / 512 for byte in hashlib.shake_256(text.encode()).digest(DIMENSION)]
 
 
 @dataclass

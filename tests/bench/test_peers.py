@@ -16,10 +16,13 @@ import pytest
 from bench import teistandin
 from bench.teistandin import StandIn, vector_of
 from headrace.errors import UsageError
-from headrace_bench import peers, peertei, peertexts, peerways
 from headrace_bench.page import UNCOMPARED
-from headrace_bench.peers import DEFAULT, HEADRACE, PROCESS, break_even, fastest_of
-from headrace_bench.peertei import NOT_TEI
+from headrace_bench.peers import run as peers
+from headrace_bench.peers import tei as peertei
+from headrace_bench.peers import texts as peertexts
+from headrace_bench.peers import ways as peerways
+from headrace_bench.peers.run import DEFAULT, HEADRACE, PROCESS, break_even, fastest_of
+from headrace_bench.peers.tei import NOT_TEI
 from headrace_bench.results import Way
 from headrace_bench.sampling import even_rows
 from headrace_bench.vectors import least_cosine

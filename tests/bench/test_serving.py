@@ -14,7 +14,7 @@ from headrace_bench.serving import Seen
 def test_all_ways_are_measured(tmp_path, capsys):
     path = tmp_path / "result.json"
     words = ["--engine", "openvino", "--connections", "8", "--seconds", "2", "--repetitions", "1"]
-    words += ["--shares", "0.3", "--file-rows", "1500", "--folder", str(tmp_path)]
+    words += ["--shares", "0.3", "--file-rows", "3000", "--folder", str(tmp_path)]
     assert serving.main([*words, "--json", str(path)]) == 0
     seen = {
         each["way"]: each for each in json.loads(path.read_text())["seen"] if each["connections"]

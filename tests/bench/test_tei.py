@@ -17,7 +17,7 @@ from fastapi.testclient import TestClient
 
 from bench.teistandin import DIMENSION, StandIn, vector_of
 from headrace.errors import ServerError, UsageError
-from headrace_bench.tei import NOT_TEI, Patience, TeiWay, info, wait_ready
+from headrace_bench.tei.way import NOT_TEI, Patience, TeiWay, info, wait_ready
 from headrace_launcher.gateway.app import make_app
 from headrace_launcher.gateway.settings import GatewaySettings
 from headrace_launcher.processes import children_of, parent_of
@@ -251,7 +251,7 @@ def test_no_process_outlives_an_interruption(tmp_path, way):
     program = textwrap.dedent(
         f"""
         import sys
-        from headrace_bench.tei import TeiWay
+        from headrace_bench.tei.way import TeiWay
         TeiWay([sys.argv[1]], ["a"] * 1000, {DIMENSION}, batch_size=1).measure()
         """
     )

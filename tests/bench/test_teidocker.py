@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from headrace.errors import MachineError, ServerError, UsageError
-from headrace_bench import teidocker
-from headrace_bench.teidocker import PREFIXES, TeiContainers, image_for
+from headrace_bench.tei import docker as teidocker
+from headrace_bench.tei.docker import PREFIXES, TeiContainers, image_for
 from headrace_launcher.gpus import Gpu
 
 PROGRAM = Path(__file__).with_name("dockerstandin.py")

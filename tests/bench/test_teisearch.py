@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from bench.teistandin import DIMENSION, StandIn
-from headrace_bench import tei
-from headrace_bench.tei import TeiWay
-from headrace_bench.teidriver import Driven
+from headrace_bench.tei import way as tei
+from headrace_bench.tei.driver import Driven
+from headrace_bench.tei.way import TeiWay
 
 
 class Simulated:

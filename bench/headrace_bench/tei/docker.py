@@ -18,7 +18,7 @@ from types import TracebackType
 
 from headrace.errors import MachineError, ServerError, UsageError
 from headrace_bench.options import say
-from headrace_bench.teiinfo import info, wait_ready
+from headrace_bench.tei.info import info, wait_ready
 from headrace_launcher.gpus import Gpu
 
 REGISTRY = "ghcr.io/huggingface/text-embeddings-inference"

@@ -1,4 +1,4 @@
-"""One of the processes that send requests to TEI: ``python -m headrace_bench.teiclient JOB``.
+"""One of the processes that send requests to TEI: ``python -m headrace_bench.tei.client JOB``.
 
 It connects, writes ``ready``, waits for a line, sends until the queue that it shares with the
 others is empty, writes ``done``, waits for a line again, reads the answers and writes ``read``.
@@ -21,8 +21,8 @@ import httpx
 import numpy as np
 
 from headrace.errors import ServerError
-from headrace_bench.teijob import NUMBER_BYTES, Job
-from headrace_bench.teiwire import Requests, WrongAnswerError, read_answer, shown
+from headrace_bench.tei.job import NUMBER_BYTES, Job
+from headrace_bench.tei.wire import Requests, WrongAnswerError, read_answer, shown
 
 _HEADERS = {"content-type": "application/json", "accept-encoding": "identity"}
 _PASSING = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError)

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from headrace.errors import MissingDependencyError, ServerError, UsageError
-from headrace_bench.teiwire import shown
+from headrace_bench.tei.wire import shown
 
 NOT_TEI = "TEI-shaped server (not TEI)"
 _ANSWER_SECONDS = 10.0

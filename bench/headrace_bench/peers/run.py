@@ -37,9 +37,9 @@ from numpy.typing import NDArray
 from headrace.errors import HeadraceError
 from headrace_bench.cost import cost
 from headrace_bench.options import REMEDY, fraction, positive, price, say, settings
-from headrace_bench.peertei import TeiPeer, find_tei
-from headrace_bench.peertexts import POOL, choose_texts
-from headrace_bench.peerways import (
+from headrace_bench.peers.tei import TeiPeer, find_tei
+from headrace_bench.peers.texts import POOL, choose_texts
+from headrace_bench.peers.ways import (
     CPU_SIZES,
     DEFAULT_SIZE,
     GPU_SIZES,
@@ -483,7 +483,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     write(outcome.to_dict(), files)
     return 1 if outcome.wrong else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -24,14 +24,14 @@ from headrace.errors import OutputError, UsageError
 from headrace.paths import shown
 from headrace.sinks import errors_path, manifest_path
 from headrace_bench.machine import describe, hardware, versions
-from headrace_bench.madeof import MadeOf, made_of
 from headrace_bench.options import not_negative, positive, say, settings
-from headrace_bench.reference import Asked, Opener, Reference, open_reference
 from headrace_bench.rows import read_texts
-from headrace_bench.sampled import Found, Pick, draw, find_texts
 from headrace_bench.vectors import agreement, cosines, summary
-from headrace_bench.verifyresult import BadRows, Judged, Neighbours, Result, in_one_line, show
-from headrace_bench.written import Scan, Written, open_written, read_bad_rows, scan
+from headrace_bench.verify.madeof import MadeOf, made_of
+from headrace_bench.verify.reference import Asked, Opener, Reference, open_reference
+from headrace_bench.verify.result import BadRows, Judged, Neighbours, Result, in_one_line, show
+from headrace_bench.verify.sampled import Found, Pick, draw, find_texts
+from headrace_bench.verify.written import Scan, Written, open_written, read_bad_rows, scan
 
 SURELY_ANOTHERS = 0.99
 """Cosine to another row's vector from which on a wrong row is said to hold it."""

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import UsageError
-from headrace_bench.teidriver import BUSY, Driven, Load, drive
-from headrace_bench.teiinfo import NOT_TEI, TeiInfo, checked_url, info, wait_ready
-from headrace_bench.teijob import Patience
-from headrace_bench.teiwire import quote
+from headrace_bench.tei.driver import BUSY, Driven, Load, drive
+from headrace_bench.tei.info import NOT_TEI, TeiInfo, checked_url, info, wait_ready
+from headrace_bench.tei.job import Patience
+from headrace_bench.tei.wire import quote
 
 __all__ = ["NOT_TEI", "Patience", "TeiInfo", "TeiWay", "info", "wait_ready"]
 

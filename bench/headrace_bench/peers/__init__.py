@@ -1,0 +1,1 @@
+"""headrace beside what else there is: ``headrace bench peers``."""

@@ -1,0 +1,1 @@
+"""Hugging Face Text Embeddings Inference (TEI): found, started in containers, and driven."""

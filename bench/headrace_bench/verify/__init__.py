@@ -1,0 +1,1 @@
+"""Are the vectors of a finished output the model's? ``headrace verify``."""
