@@ -13,7 +13,9 @@ from headrace_bench.page import table, write_page
 from headrace_bench.results import Outputs
 
 
-def write(result: Mapping[str, Any], files: Outputs, shown: str | None = None) -> None:
+def write(
+    result: Mapping[str, Any], files: Outputs, shown: str | None = None, more: str = ""
+) -> None:
     """Prints a result, writes all of its files and says where they are.
 
     A chart is left out, and that is said, where there is nothing to draw it with.
@@ -22,6 +24,7 @@ def write(result: Mapping[str, Any], files: Outputs, shown: str | None = None) -
         result: the JSON of :mod:`headrace_bench.results`.
         files: where to.
         shown: what to print; without it, the table of :mod:`headrace_bench.page`.
+        more: Markdown for the end of the page.
     """
     print(table(result) if shown is None else shown)
     for path in files.all:
@@ -34,5 +37,6 @@ def write(result: Mapping[str, Any], files: Outputs, shown: str | None = None) -
             written.append(path)
     except MissingDependencyError as error:
         say(f"no chart: {error}")
-    write_page(result, files.markdown, next((p for p in files.charts if p in written), None))
+    chart = next((path for path in files.charts if path in written), None)
+    write_page(result, files.markdown, chart, more)
     say("written: " + ", ".join(map(str, written)))

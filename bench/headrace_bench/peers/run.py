@@ -63,6 +63,13 @@ from headrace_launcher.triton import find_triton
 
 HEADRACE, PROCESS = "headrace", "headrace, whole process"
 DEFAULT = "sentence-transformers, as it comes"
+MORE = """## Reproduce
+
+`make bench` in a clone of the project sets up everything and runs this and the other benchmarks;
+`pip install 'headrace[launcher,cpu,bench,peers]'` and the command at the top do the same for this one.
+What else has been measured (feeding without an encoder, memory, exactness) stands in
+`docs/measurements.md`.
+"""
 LEAST_COSINE = 0.99
 """Below it a vector is another one."""
 CHECK_ROWS = 1_000
@@ -355,9 +362,9 @@ def _notes(outcome: Outcome, run: _Run, headrace: HeadraceWay, ceiling: str) -> 
             f"cosine of {options.least_cosine} a way is wrong, and has no speed."
         )
     notes.append(
-        f"All ways embed the same rows, whole, in turn, {options.repetitions} times, each time in "
-        "another order; of each the median is told, with the least and the most; ratios are taken "
-        "within a repetition."
+        "All ways embed the same rows, whole, in turn; of several repetitions (here: "
+        f"{options.repetitions}), each in another order, the median is told, with the least and "
+        "the most; ratios are taken within a repetition."
     )
     notes.append(
         "headrace reads JSONL and writes .npy; its clock runs from the first byte read to the "
@@ -390,11 +397,15 @@ def _notes(outcome: Outcome, run: _Run, headrace: HeadraceWay, ceiling: str) -> 
             spread(ways[HEADRACE].rates).median,
             spread(ways[DEFAULT].rates).median,
         )
-        first = "never" if not rows else "always" if math.isinf(rows) else f"below {rows:,.0f} rows"
+        if not rows:
+            first = "headrace is done first with any number of rows"
+        elif math.isinf(rows):
+            first = "sentence-transformers as it comes is done first with any number of rows"
+        else:
+            first = f"sentence-transformers as it comes is done first below {rows:,.0f} rows"
         notes.append(
             f"From nothing to the last vector headrace spends {overhead:.1f} s beside the rows and "
-            f"sentence-transformers {load:.1f} s for loading, so that sentence-transformers as it "
-            f"comes is done first {first} (by the medians)."
+            f"sentence-transformers {load:.1f} s for loading; so, by the medians, {first}."
         )
     if run.work.prompt:
         notes.append(f"In front of every row: {json.dumps(run.work.prompt)}.")
@@ -481,5 +492,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, RuntimeError, ValueError) as error:
         print(f"peers: {error}", file=sys.stderr)
         return 2
-    write(outcome.to_dict(), files)
+    write(outcome.to_dict(), files, more=MORE)
     return 1 if outcome.wrong else 0
