@@ -66,7 +66,7 @@ DEFAULT = "sentence-transformers, as it comes"
 MORE = """## Reproduce
 
 `make bench` in a clone of the project sets up everything and runs this and the other benchmarks;
-`pip install 'headrace[launcher,cpu,bench,peers]'` and the command at the top do the same for this one.
+`pip install 'headrace[launcher,cpu,bench,peers]'` and the command at the top repeat this one alone.
 What else has been measured (feeding without an encoder, memory, exactness) stands in
 `docs/measurements.md`.
 """
