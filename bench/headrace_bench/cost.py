@@ -62,7 +62,8 @@ def cost(
         arithmetic.append(
             f"API: {api_price_per_million_tokens:,g} for 10^6 tokens x {tokens_per_row:,.2f} "
             f"tokens a row = {money(api['per_million_rows'])} for 10^6 rows; x 1,000 = "
-            f"{money(api['per_billion_tokens'])} for 10^9 tokens"
+            f"{money(api['per_billion_tokens'])} for 10^9 tokens (tokens of this model, special "
+            f"ones included and rows cut to its limit; an API counts its own, of the whole text)"
         )
     return {
         "price_per_hour": price_per_hour,

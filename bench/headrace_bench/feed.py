@@ -129,7 +129,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
 
         ways = [("first, warm", both_passes), *((ALONE[name], alone(name)) for name in ALONE)]
         for repetition in range(options.repetitions):
-            # Nobody is always first or always after the same neighbour.
+            # Nobody is always first.
             turn = repetition % len(ways)
             for title, way in ways[turn:] + ways[:turn]:
                 say(f"repetition {repetition + 1} of {options.repetitions}: {title}")

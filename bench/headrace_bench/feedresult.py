@@ -116,7 +116,6 @@ class Result:
             title: Way(
                 rates=self.rates[name],
                 what=f"{last['feeders']} feeders, file to file",
-                tokens=last["tokens"] / source.rows,
             )
             for name, title in PASSES.items()
         }

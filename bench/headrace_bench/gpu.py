@@ -209,7 +209,7 @@ def _measure_one(work: _Work, geometry: Geometry, tokenizer: Tokenizer) -> Measu
             ways.append((TORCH, torch.measure))
         ways.append((PRODUCT, _product_way(work, result)))
         for repetition in range(options.repetitions):
-            # Nobody is always first or always after the same neighbour.
+            # Nobody is always first.
             turn = repetition % len(ways)
             for name, run in ways[turn:] + ways[:turn]:
                 say(

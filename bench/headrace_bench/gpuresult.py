@@ -177,14 +177,12 @@ class Result:
         for each in self.measured:
             name = each.geometry.name
             wrong = "; ".join(each.wrong)
-            tokens = each.shapes.tokens / each.shapes.rows
             for transport, reports in each.reports.items():
                 ours.append(f"{name}, headrace, {transport}")
                 ways[ours[-1]] = Way(
                     rates=each.rates(transport),
                     what=f"{each.engine} in {each.precision}, really {reports[-1]['transport']}",
                     wrong=wrong,
-                    tokens=tokens,
                 )
             for transport, why in each.missing.items():
                 ours.append(f"{name}, headrace, {transport}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -17,6 +17,7 @@ PACKAGES = (
     "headrace",
     "numpy",
     "onnxruntime",
+    "onnxruntime-gpu",
     "openvino",
     "optimum",
     "optimum-intel",
@@ -57,7 +58,20 @@ def versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
+    if commit := _commit():
+        found["headrace"] += f" ({commit})"
     return found
+
+
+def _commit() -> str:
+    """Returns the commit that headrace runs from, where that is a clone; else ""."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "log", "-1", "--format=%h", "--", "."]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip()
 
 
 def describe(hardware: Mapping[str, object], versions: Mapping[str, str]) -> list[str]:
@@ -87,7 +101,9 @@ def _gpus() -> list[dict[str, object]]:
         found = find_gpus()
     except MachineError:  # whoever needs them says what is wrong
         return []
-    return [asdict(gpu) | {"driver": driver_version()} for gpu in found]
+    driver = driver_version() if found else ""
+    told = ("name", "capability", "memory_bytes")
+    return [{each: getattr(gpu, each) for each in told} | {"driver": driver} for gpu in found]
 
 
 def _processor() -> tuple[str, frozenset[str]]:

@@ -60,15 +60,18 @@ def page(result: Json, *, chart: str | None = None, more: str = "") -> str:
     lines = [
         f"# {result['title']}",
         "",
-        "Made by the command below, from its JSON; nothing here is written by hand.",
+        "Written by this command:",
         "",
         "```console",
         result["command"],
         "```",
         "",
         f"{result['date']}, on this machine: {_machine(result)}.",
-        "Shared machines drift: compare the ratios, which come from runs that alternate, rather "
-        "than the rates.",
+        *(
+            ["Machines drift: compare the ratios, which are of runs in turn, not the rates."]
+            if result["against"]
+            else []
+        ),
         "",
         *_texts(result),
         "## Speed",
@@ -123,6 +126,8 @@ def _lengths(texts: Json) -> Iterator[str]:
             yield f"{unit} a row: {show_lengths(texts[unit])}"
     if texts.get("truncated_rows"):
         yield f"{texts['truncated_rows']:,} rows are longer than the model takes, and were cut"
+    if texts.get("sha256"):
+        yield f"SHA-256 of the rows as JSONL: {texts['sha256']}"
 
 
 def _texts(result: Json) -> list[str]:
@@ -142,7 +147,7 @@ def _speed(result: Json) -> Iterator[str]:
     for name, way in result["ways"].items():
         what = f" ({way['what']})" if way["what"] else ""
         ratios = "".join(f" {_times(way, other)} |" for other in against)
-        yield f"| {name}{what} | {_rate(way)} |{ratios}"
+        yield f"| {_cell(name + what)} | {_cell(_rate(way))} |{ratios}"
 
 
 def _vectors(result: Json) -> Iterator[str]:
@@ -190,6 +195,11 @@ def _rate(way: Json) -> str:
     if way["missing"]:
         return f"not measured: {way['missing']}"
     return _spread(way["rows_per_second"]).show()
+
+
+def _cell(text: str) -> str:
+    """Returns a text as a table of Markdown takes it."""
+    return text.replace("|", "\\|")
 
 
 def _times(way: Json, other: str) -> str:

@@ -7,7 +7,8 @@ The JSON has, whatever the benchmark:
 ``settings``, ``hardware``, ``versions``
     what was asked for, and on what it ran.
 ``texts``
-    ``source`` and ``rows``, and where it is known how long these are: ``tokens`` and
+    ``source`` and ``rows``, mostly ``sha256`` of these as JSONL, ``left_out_rows`` and
+    ``truncated_rows``; and where it is known how long they are: ``tokens`` and
     ``characters`` a row, each with ``mean`` and mostly ``p5``, ``p50``, ``p95`` and ``most``.
 ``ways``
     by name: see :class:`Way`; with ``rows_per_second`` (``median``, ``least``, ``most``) and
@@ -28,6 +29,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -56,7 +58,6 @@ class Way:
         cosines: of its vectors to the reference's, or None where they were not compared.
         wrong: what is wrong with its vectors, or ""; then it is not measured, or does not count.
         missing: why it was not measured, or "".
-        tokens: tokens a row, or None where that is not known.
     """
 
     rates: list[float] = field(default_factory=list)
@@ -64,7 +65,6 @@ class Way:
     cosines: Cosines | None = None
     wrong: str = ""
     missing: str = ""
-    tokens: float | None = None
 
     @property
     def counts(self) -> bool:
@@ -242,10 +242,14 @@ def outputs(options: argparse.Namespace) -> Outputs:
         markdown=options.markdown or folder / f"{name}.md",
         charts=(chart,) if chart else (folder / f"{name}.svg", folder / f"{name}.png"),
     )
+    if len({path.resolve() for path in found.all}) < len(found.all):
+        raise UsageError("two results cannot be one file; name different ones")
     for path in found.all:
         parent = path.absolute().parent
         if path.is_dir() or not (parent.is_dir() or path.parent == folder):
             raise UsageError(f"{path} is not a file in a folder that exists; name another")
+        if not os.access(path if path.exists() else parent, os.W_OK) and parent.is_dir():
+            raise UsageError(f"{path} cannot be written; name another file")
     above = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
     if not above.is_dir():
         raise UsageError(f"--output {folder} cannot be made: {above} is a file; name another")

@@ -53,6 +53,7 @@ class Workload:
         prompt: text in front of every row, "" for none.
         batches: all rows, each once.
         lengths: int64[rows]: tokens a row.
+        truncated_rows: how many were cut.
     """
 
     def __init__(self, texts: list[str], entry: Entry, path: Path) -> None:
@@ -68,6 +69,7 @@ class Workload:
             entry.folder / TOKENIZER_FILE, max_length=self.contract.max_length, prompt=prompt
         )
         self.batches: list[PaddedBatch] = []
+        self.truncated_rows = 0
         lengths: list[NDArray[np.int64]] = []
         blocks = read_blocks(
             find_inputs([str(path)]),
@@ -79,6 +81,7 @@ class Workload:
             records = parse(block, text_field=config.text_field, id_field=None, id_type="string")
             tokens = tokenizer.encode(records.texts)
             lengths.append(tokens.lengths)
+            self.truncated_rows += int(tokens.truncated.sum())
             self._pad(tokens, block.first_row)
         self.lengths = np.concatenate(lengths)
         self.prompt = prompt

@@ -35,7 +35,7 @@ def write(
         for path in files.charts:
             draw(result, path)
             written.append(path)
-    except MissingDependencyError as error:
+    except (MissingDependencyError, OSError) as error:
         say(f"no chart: {error}")
     chart = next((path for path in files.charts if path in written), None)
     write_page(result, files.markdown, chart, more)

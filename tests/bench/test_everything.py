@@ -70,6 +70,14 @@ def test_one_that_fails_does_not_stop_the_others(capsys):
         "left out:   c: no luck",
         "FAILED:     b, exit code 3",
     ]
+    found = [Step("p", ("m", "--tei", "docker"), instead=("m",))]
+    ran.clear()
+    assert run_all(found, lambda words: ran.append(words[1:]) or 4 * ("docker" in words)) == 0
+    assert ran == [["m", "--tei", "docker"], ["m"]]
+    said = capsys.readouterr().out
+    assert "measured:   p" in said
+    assert "left out:   p with --tei docker: failed with exit code 4" in said
+    found = [Step("a", ("x",)), Step("d", ("z",))]
     assert run_all(found, start, only=["a"]) == 0
     assert "left out:   d: not asked for" in capsys.readouterr().out
 

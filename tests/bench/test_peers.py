@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import json
-import math
 import subprocess
 import sys
+from functools import partial
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -16,15 +16,19 @@ import pytest
 from bench import teistandin
 from bench.teistandin import StandIn, vector_of
 from headrace.errors import UsageError
-from headrace_bench.page import UNCOMPARED
+from headrace_bench.page import UNCOMPARED, page
+from headrace_bench.peers import library
 from headrace_bench.peers import run as peers
 from headrace_bench.peers import tei as peertei
 from headrace_bench.peers import texts as peertexts
 from headrace_bench.peers import ways as peerways
-from headrace_bench.peers.run import DEFAULT, HEADRACE, PROCESS, break_even, fastest_of
+from headrace_bench.peers.comparison import Comparison
+from headrace_bench.peers.notes import done_first, fastest_of
+from headrace_bench.peers.run import DEFAULT, HEADRACE, PROCESS
 from headrace_bench.peers.tei import NOT_TEI
-from headrace_bench.results import Way
+from headrace_bench.results import Outcome, Way
 from headrace_bench.sampling import even_rows
+from headrace_bench.tei.way import TeiWay
 from headrace_bench.vectors import least_cosine
 from headrace_launcher.hosted.engine import DeviceArray
 
@@ -51,6 +55,7 @@ def no_torch(monkeypatch):
 def wide(monkeypatch):
     """A stand-in whose vectors are as long as the model's."""
     monkeypatch.setattr(teistandin, "DIMENSION", 384)
+    monkeypatch.setattr(peertei, "TeiWay", partial(TeiWay, seconds=0.2))
 
 
 def run(repository, tmp_path, texts, *more):
@@ -106,6 +111,7 @@ class Fake:
     """Stands in for sentence-transformers where that is not installed."""
 
     load_seconds = 0.25
+    where = "float32 on cpu"
 
     def __init__(self, *_, **__):
         pass
@@ -142,6 +148,7 @@ def test_what_is_not_the_reference_is_shown_as_wrong(
 def test_with_torch_all_is_compared(repository, tmp_path, texts, capsys, monkeypatch):
     pytest.importorskip("sentence_transformers")
     monkeypatch.setattr(peers, "CPU_SIZES", (4, 8))
+    monkeypatch.setattr(library, "SEARCH_ROWS", 8)
     more = ["--repetitions", "1", "--backends", "torch fp32", "torch bf16", "OpenVINO"]
     more += ["--rows", "16"]
     with StandIn() as tei:
@@ -159,8 +166,8 @@ def test_with_torch_all_is_compared(repository, tmp_path, texts, capsys, monkeyp
     assert openvino["rows_per_second"] or "headrace[peers]" in openvino["missing"]
     assert result["against"][0] == DEFAULT
     assert ways[HEADRACE]["times"][DEFAULT]["median"] > 0
-    assert "batch size 32, in memory" in (tmp_path / "out" / "peers.md").read_text()
-    assert "from nothing to the last vector" in out.lower()
+    assert "float32 on cpu, batch size 32, in memory" in (tmp_path / "out" / "peers.md").read_text()
+    assert "From nothing to the last vector" in out
 
 
 class Planned:
@@ -186,8 +193,7 @@ class Planned:
 
 @pytest.fixture
 def planned():
-    options = SimpleNamespace(least_cosine=0.99, reference="the reference")
-    found = peers._Run(options, None, np.arange(3))
+    found = Comparison(rows=np.arange(3), least_cosine=0.99, seed=0)
     found.reference = np.eye(3)
     return found
 
@@ -201,13 +207,15 @@ def test_vectors_are_compared_before_speed_and_after_it(planned):
     planned.add("narrow", lambda: Planned(right[:, :2]))
     planned.add("no number", lambda: Planned(np.full((3, 3), np.nan)))
     planned.add("breaks", lambda: Planned(RuntimeError("out of memory\nand more")))
-    planned.add("breaks later", lambda: Planned(right, ValueError("gone")))
-    peers._measure_in_turn(planned, 2)
+    planned.add("breaks later", lambda: Planned(right, right, ValueError("gone")))
+    planned.measure(2, must="right")
     ways = planned.ways
     assert ways["right"].rates == [5.0, 5.0]
     assert ways["right"].counts
     assert ways["right"].cosines.least == 1
-    assert "the least cosine to the reference is 0.000000, below 0.99" in ways["wrong"].wrong
+    assert "the least cosine to sentence-transformers (torch, fp32) is 0.000000" in (
+        ways["wrong"].wrong
+    )
     assert ways["wrong"].rates == []
     assert ways["wrong later"].wrong
     assert not ways["wrong later"].counts
@@ -215,28 +223,45 @@ def test_vectors_are_compared_before_speed_and_after_it(planned):
     assert "nan" in ways["no number"].wrong
     assert ways["breaks"].missing == "RuntimeError: out of memory"
     assert ways["breaks later"].missing == "ValueError: gone"
+    assert ways["breaks later"].rates == [5.0]
     assert not ways["breaks later"].counts
+    told = Outcome(
+        benchmark="peers",
+        title="t",
+        command="c",
+        settings={},
+        texts={"rows": 3, "source": "s"},
+        ways=ways,
+        ours=["right"],
+        against=["breaks later", "wrong later", "right"],
+    ).to_dict()
+    assert told["ways"]["right"]["times"] == {}
+    assert told["ways"]["breaks later"]["rows_per_second"] is None
+    assert "not measured: ValueError: gone" in page(told)
 
 
 def test_headrace_itself_must_not_break(planned):
     with pytest.raises(RuntimeError, match="no server"):
         planned.add(HEADRACE, lambda: Planned(RuntimeError("no server")), must=True)
+    planned.add(HEADRACE, lambda: Planned(np.eye(3), RuntimeError("gone")), must=True)
+    with pytest.raises(RuntimeError, match="gone"):
+        planned.measure(1, must=HEADRACE)
 
 
-def test_everybody_is_first_once(planned):
-    order = []
-
-    class Noting(Planned):
-        def measure(self):
-            order.append(self.name)
-            return 1.0, np.eye(3)
-
-    for name in "abc":
-        peer = Noting(np.eye(3))
-        peer.name = name
-        planned.add(name, lambda peer=peer: peer)
-    peers._measure_in_turn(planned, 3)
-    assert "".join(order) == "abcbcacab"
+def test_the_order_is_drawn_anew_for_each_repetition(planned):
+    names = list("abcdefgh")
+    for name in names:
+        planned.add(name, lambda: Planned(*[np.eye(3)] * 5))
+    planned.measure(4, must="a")
+    assert all(sorted(order) == names for order in planned.order)
+    assert len({tuple(order) for order in planned.order}) == 4
+    before = [order[order.index("a") - 1] for order in planned.order if order[0] != "a"]
+    assert len(set(before)) > 1
+    again = Comparison(rows=np.arange(3), least_cosine=0.99, seed=0)
+    for name in names:
+        again.add(name, lambda: Planned(*[np.eye(3)] * 5))
+    again.measure(4, must="a")
+    assert again.order == planned.order
 
 
 def test_the_fastest_is_the_fastest_of_the_right():
@@ -250,11 +275,120 @@ def test_the_fastest_is_the_fastest_of_the_right():
     assert fastest_of(ways, ["wrong", "missing"]) == ""
 
 
-def test_the_break_even_is_where_both_times_are_equal():
-    rows = break_even(overhead=5.0, load=2.0, ours=200.0, theirs=100.0)
-    assert 5.0 + rows / 200.0 == pytest.approx(2.0 + rows / 100.0)
-    assert break_even(overhead=1.0, load=2.0, ours=200.0, theirs=100.0) == 0.0
-    assert math.isinf(break_even(overhead=5.0, load=2.0, ours=50.0, theirs=100.0))
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        # 5 s + rows / 200 and 2 s + rows / 100 are equal at 600 rows.
+        ((5.0, 2.0, 200.0, 100.0), "sentence-transformers as it comes is done first with fewer "),
+        ((2.0, 5.0, 100.0, 200.0), "headrace is done first with fewer "),
+        ((1.0, 2.0, 200.0, 100.0), "headrace is done first with any number"),
+        ((2.0, 2.0, 100.0, 100.0), "headrace is done first with any number"),
+        ((5.0, 2.0, 50.0, 100.0), "sentence-transformers as it comes is done first with any "),
+        ((5.0, 2.0, 100.0, 100.0), "sentence-transformers as it comes is done first with any "),
+    ],
+)
+def test_who_is_done_first(given, said):
+    told = done_first(*given)
+    assert told.startswith(said)
+    assert ("than 600 rows" in told) == ("fewer" in said)
+
+
+class Timed:
+    """A model that takes a planned time a batch size, and a memory that ends somewhere."""
+
+    where = "somewhere"
+
+    def __init__(self, monkeypatch, seconds, most=10**9):
+        self.now, self.seconds, self.most = 0.0, seconds, most
+        self.asked = []
+        monkeypatch.setattr(library.time, "perf_counter", lambda: self.now)
+
+    def encode(self, texts, size):
+        if size > self.most:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+        self.asked.append((len(texts), size))
+        self.now += self.seconds.get(size, 100.0)
+        return np.zeros((len(texts), 2), np.float32)
+
+
+def searched(model, sizes, rows=10_000):
+    way = library.SentenceTransformersWay(model, ["t"] * rows, np.array([0, 5]), sizes)
+    assert way.first().shape == (2, 2)
+    return way
+
+
+def test_the_batch_size_is_the_fastest(monkeypatch):
+    model = Timed(monkeypatch, {8: 3.0, 16: 2.0, 512: 4.0})
+    way = searched(model, (8, 16, 512))
+    assert way.batch_size == 16
+    assert way.search == {8: 2048 / 3, 16: 1024.0, 512: 512.0}
+    # Enough rows that the largest makes some batches; each size as often as the others.
+    assert [each for each in model.asked if each[0] == 2048] == [
+        (2048, s) for s in (8, 16, 512)
+    ] * 2
+    assert way.what == "somewhere, batch size 16, in memory"
+    rate, vectors = way.measure()
+    assert (rate, vectors.shape) == (10_000 / 2.0, (2, 2))
+
+
+def test_sizes_that_do_not_fit_are_not_tried_on(monkeypatch):
+    way = searched(Timed(monkeypatch, {64: 3.0, 128: 2.0}, most=128), (64, 128, 256, 512))
+    assert (way.batch_size, list(way.search)) == (128, [64, 128])
+    with pytest.raises(RuntimeError, match="out of memory"):
+        searched(Timed(monkeypatch, {}, most=4), (64, 128))
+
+
+def test_as_it_comes_nothing_is_searched(monkeypatch):
+    way = searched(Timed(monkeypatch, {}), (32,))
+    assert (way.batch_size, way.search) == (32, {})
+
+
+def test_onnx_is_not_measured_on_a_cpu_where_there_are_gpus(monkeypatch, tmp_path):
+    runtime = SimpleNamespace(get_available_providers=lambda: ["CPUExecutionProvider"])
+    monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
+    monkeypatch.setitem(sys.modules, "optimum", SimpleNamespace(onnxruntime=None))
+    monkeypatch.setitem(sys.modules, "optimum.onnxruntime", SimpleNamespace())
+    given = {"gpus": 1, "max_length": 8, "prompt": ""}
+    with pytest.raises(ImportError, match="no CUDAExecutionProvider"):
+        library.SentenceTransformers(tmp_path, library.BACKENDS["ONNX"], **given)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ImportError, match=r"headrace\[peers\]"):
+        library.SentenceTransformers(tmp_path, library.BACKENDS["ONNX"], **given)
+
+
+def test_what_the_ceiling_does_not_answer_is_no_vector(make_contract, tmp_path, monkeypatch):
+    """Vectors of an earlier run must not stand in for those that are missing."""
+    batches = [SimpleNamespace(rows=np.array([n]), ids=np.full((1, 4), n)) for n in range(3)]
+    for each in batches:
+        each.mask = np.ones_like(each.ids)
+    answering = [True]
+
+    class Queue:
+        def __init__(self, model):
+            pass
+
+        def set_callback(self, keep):
+            self.keep = keep
+
+        def start_async(self, inputs, rows, share_inputs):
+            vectors = np.repeat(inputs["input_ids"][:, :1], 8, axis=1)
+            if answering[0] or rows[0] != 1:
+                tensor = SimpleNamespace(data=vectors)
+                self.keep(SimpleNamespace(get_output_tensor=lambda at: tensor), rows)
+
+        def wait_all(self):
+            pass
+
+    openvino = SimpleNamespace(
+        Core=lambda: SimpleNamespace(compile_model=lambda *_: None), AsyncInferQueue=Queue
+    )
+    monkeypatch.setitem(sys.modules, "openvino", openvino)
+    work = SimpleNamespace(texts=["x"] * 3, batches=batches)
+    entry = SimpleNamespace(contract=make_contract(engine="openvino"), folder=tmp_path)
+    way = peerways.CeilingWay(work, entry, np.arange(3), gpus=1)
+    assert way.first()[:, 0].tolist() == [0, 1, 2]
+    answering[0] = False
+    assert np.isnan(way.measure()[1][:, 0]).tolist() == [False, True, False]
 
 
 def test_tensorrt_is_fed_and_its_vectors_are_fetched(make_contract, tmp_path, monkeypatch):
@@ -264,7 +398,7 @@ def test_tensorrt_is_fed_and_its_vectors_are_fetched(make_contract, tmp_path, mo
         made: ClassVar[list] = []
 
         def __init__(self, folder, settings, device):
-            self.settings, self.device, self.batches = settings, device, 0
+            self.settings, self.device, self.batches, self.closed = settings, device, 0, False
             self.driver = SimpleNamespace(call=self._call)
             self.made.append(self)
 
@@ -278,7 +412,7 @@ def test_tensorrt_is_fed_and_its_vectors_are_fetched(make_contract, tmp_path, mo
             answer(DeviceArray(found.ctypes.data, found.shape, found.dtype, 0), None)
 
         def close(self):
-            pass
+            self.closed = True
 
     monkeypatch.setattr(peerways, "TensorRtEngine", Engine)
     contract = make_contract(engine="tensorrt", precision="fp16")
@@ -294,7 +428,9 @@ def test_tensorrt_is_fed_and_its_vectors_are_fetched(make_contract, tmp_path, mo
     rate, vectors = way.measure()
     assert rate > 0
     assert vectors[:, 0].tolist() == [0, 1, 3]
-    assert [engine.batches for engine in Engine.made] == [2, 2]
+    assert sum(engine.batches for engine in Engine.made) == 4
+    assert [engine.device for engine in Engine.made] == [0, 1]
+    assert all(engine.closed for engine in Engine.made)
     assert Engine.made[0].settings["engine"] == "tensorrt"
     assert way.first().shape == (3, 8)
     assert sum(engine.batches for engine in Engine.made[2:]) == 3
@@ -305,6 +441,7 @@ def test_tensorrt_is_fed_and_its_vectors_are_fetched(make_contract, tmp_path, mo
     monkeypatch.setattr(Engine, "submit", failing)
     with pytest.raises(RuntimeError, match="illegal address"):
         way.measure()
+    assert all(engine.closed for engine in Engine.made)
 
 
 def chosen(*words):
@@ -327,7 +464,7 @@ def test_a_file_that_has_fewer_rows_is_taken_whole(tmp_path, capsys):
     found = chosen("--input", path, "--rows", "9")
     assert (found.texts, found.left_out) == (["a", "b"], 1)
     said = capsys.readouterr().err
-    assert "1 bad rows are left out" in said
+    assert "1 rows are left out, which are bad or blank" in said
     assert "has 2 rows, fewer than the 9 that were asked for" in said
     path.write_bytes(b"")
     with pytest.raises(UsageError, match="no rows that can be embedded"):
@@ -389,6 +526,7 @@ def test_without_an_input_ms_marco_is_taken_where_a_hub_is(tmp_path, monkeypatch
 
 
 def test_docker_and_urls_do_not_go_together(tmp_path):
+    assert not peers.parse_arguments([]).tei
     for given, image, said in (
         (["docker", "http://127.0.0.1:1"], None, "leave the URLs out"),
         (["http://127.0.0.1:1"], "x:1", "leave it out"),

@@ -124,7 +124,8 @@ def test_the_cost_by_hand():
         "w: 36 / 3,600 s / 2.0 rows/s x 1,000,000 rows = 5,000.00; / 4.00 tokens a row x 1,000 = "
         "1,250,000.00 for 10^9 tokens",
         "API: 0.02 for 10^6 tokens x 4.00 tokens a row = 0.08 for 10^6 rows; x 1,000 = 20.00 for "
-        "10^9 tokens",
+        "10^9 tokens (tokens of this model, special ones included and rows cut to its limit; an "
+        "API counts its own, of the whole text)",
     ]
     assert cost({"w": 2.0}, 4.0, price_per_hour=None, api_price_per_million_tokens=None) is None
     api = cost({"w": 2.0}, 4.0, price_per_hour=None, api_price_per_million_tokens=1.0)
@@ -138,7 +139,6 @@ def test_lengths_in_words():
 
 
 def test_the_chart_has_a_bar_for_each_way_that_has_a_speed(outcome, tmp_path):
-    pytest.importorskip("matplotlib", reason="not installed: make test-torch")
     told = outcome.to_dict()
     draw(told, tmp_path / "x.svg")
     drawn = (tmp_path / "x.svg").read_text()
@@ -191,6 +191,7 @@ def test_without_matplotlib_the_rest_is_written(outcome, tmp_path, capsys, monke
         (["--json", "{folder}/no/x.json"], "is not a file in a folder that exists"),
         (["--markdown", "{folder}"], "is not a file"),
         (["--output", "{folder}/file/x"], "file is a file; name another"),
+        (["--json", "{folder}/x", "--markdown", "{folder}/x"], "cannot be one file"),
     ],
 )
 def test_results_that_have_no_place_are_refused(tmp_path, words, said):

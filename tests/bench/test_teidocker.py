@@ -124,10 +124,19 @@ def test_without_a_gpu_one_runs_on_the_cpu(docker, model):
     assert "ghcr.io/huggingface/text-embeddings-inference:cpu-1.9.3" in run
 
 
+def test_a_container_has_the_cores_that_all_others_have(docker, model, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 1})
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    with TeiContainers(model, []):
+        (run,) = docker.of("run")
+    assert run[run.index("--cpuset-cpus") + 1] == "1,3"
+
+
 def test_an_image_that_is_not_there_is_pulled_once(docker, model):
     docker.ways(pulled=False)
-    with TeiContainers(model, [gpu(number=0), gpu(number=1)], image="mine:1"):
-        pass
+    containers = TeiContainers(model, [gpu(number=0), gpu(number=1)], image="mine:1")
+    with containers:
+        assert containers.digests == ["mine@sha256:0123"]
     assert docker.of("pull") == [["pull", "--quiet", "mine:1"]]
 
 

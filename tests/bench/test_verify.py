@@ -174,7 +174,7 @@ def test_two_rows_swapped_are_named(job, capsys, name):
     assert "<- holds the vector of row 9" in out
     verdict = out.splitlines()[-1]
     assert verdict.startswith("verify: WRONG: the least cosine is ")
-    assert verdict.endswith("2 rows of 30 are below 0.999; 2 of them hold another's vector")
+    assert verdict.endswith("2 rows of 30 are below 0.99; 2 of them hold another's vector")
 
 
 def test_rows_left_out_are_found_by_place(job):
@@ -207,6 +207,26 @@ def test_one_wrong_row_is_enough(job, capsys, wrong):
     if not wrong.any():
         assert below["cosine"] is None
         assert "the least cosine is no number, and 1 row of 30 is below" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("precision", "code"), [("fp32", 1), ("fp16", 1), ("bf16", 0), (None, 0)])
+def test_the_least_cosine_goes_by_the_precision(job, capsys, precision, code):
+    one = job(TEXTS)
+    one.vectors += np.random.default_rng(0).normal(size=one.vectors.shape) * 0.04
+    one.write()
+    path = one.output.with_name(one.output.name + ".manifest.jsonl")
+    head, *rest = path.read_text().splitlines(keepends=True)
+    made = json.loads(head)
+    if precision is None:
+        del made["job"]["precision"]
+    else:
+        made["job"]["precision"] = precision
+    path.write_text(json.dumps(made) + "\n" + "".join(rest))
+    found_code, found = one.check()
+    assert 0.99 < found["cosines"]["least"] < 0.999
+    assert found_code == code
+    least = 0.999 if code else 0.99
+    assert f"a cosine below {least} is wrong" in capsys.readouterr().out
 
 
 def test_the_least_cosine_can_be_chosen(job):

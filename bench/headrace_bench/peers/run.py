@@ -20,144 +20,72 @@ way that is wrong is shown as wrong and has no speed.
 from __future__ import annotations
 
 import argparse
-import importlib
+import hashlib
 import json
-import math
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from headrace.errors import HeadraceError
+from headrace.errors import UsageError
+from headrace.inputs import find_inputs
+from headrace.paths import shown
 from headrace_bench.cost import cost
 from headrace_bench.options import REMEDY, fraction, positive, price, say, settings
-from headrace_bench.peers.tei import TeiPeer, find_tei
-from headrace_bench.peers.texts import POOL, choose_texts
-from headrace_bench.peers.ways import (
+from headrace_bench.peers import notes
+from headrace_bench.peers.comparison import REFERENCE, Comparison, why
+from headrace_bench.peers.library import (
+    BACKENDS,
     CPU_SIZES,
     DEFAULT_SIZE,
     GPU_SIZES,
-    SEARCH_ROWS,
-    CeilingWay,
-    HeadraceWay,
-    Peer,
     SentenceTransformers,
     SentenceTransformersWay,
 )
+from headrace_bench.peers.tei import TeiPeer, TeiServers, find_tei
+from headrace_bench.peers.texts import POOL, Texts, choose_texts
+from headrace_bench.peers.ways import CeilingWay, HeadraceWay
 from headrace_bench.results import Outcome, Way, add_outputs, command_line, outputs
 from headrace_bench.sampling import even_rows
 from headrace_bench.stats import spread
-from headrace_bench.vectors import cosines, summary
 from headrace_bench.workload import Workload
 from headrace_bench.writing import write
-from headrace_launcher.build import Entry, build
+from headrace_launcher.build import build
 from headrace_launcher.gpus import find_gpus
 from headrace_launcher.locate import locate
 from headrace_launcher.triton import find_triton
 
 HEADRACE, PROCESS = "headrace", "headrace, whole process"
-DEFAULT = "sentence-transformers, as it comes"
+LIBRARY = "sentence-transformers, "
+DEFAULT = f"{LIBRARY}as it comes"
 MORE = """## Reproduce
 
-`make bench` in a clone of the project sets up everything and runs this and the other benchmarks;
-`pip install 'headrace[launcher,cpu,bench,peers]'` and the command at the top repeat this one alone.
-What else has been measured (feeding without an encoder, memory, exactness) stands in
-`docs/measurements.md`.
+In a clone of the project `make bench` sets up everything and runs all benchmarks; elsewhere
+`pip install 'headrace[launcher,cpu,bench,peers]'` and the command at the top do for this one. The
+texts are the same where their SHA-256 is. What else has been measured (feeding without an encoder,
+memory, exactness) stands in the project's `docs/measurements.md`.
 """
 LEAST_COSINE = 0.99
 """Below it a vector is another one."""
 CHECK_ROWS = 1_000
-BACKENDS = {
-    # by what it is called: backend of sentence-transformers, dtype, devices
-    "torch fp32": ("torch", "float32", ("cpu", "cuda")),
-    "torch bf16": ("torch", "bfloat16", ("cpu", "cuda")),
-    "torch fp16": ("torch", "float16", ("cuda",)),
-    "ONNX": ("onnx", "float32", ("cpu", "cuda")),
-    "OpenVINO": ("openvino", "float32", ("cpu",)),
-}
-PACKAGES = {"onnx": ("onnxruntime", "optimum.onnxruntime"), "openvino": ("optimum.intel",)}
-BACKENDS_REMEDY = "pip install 'headrace[peers]'"
 
 
-@dataclass(slots=True)
-class _Run:
-    """What a comparison consists of, while it is put together."""
+@dataclass(slots=True, kw_only=True)
+class _Measured:
+    """What was measured, and with what."""
 
-    options: argparse.Namespace
+    chosen: Texts
     work: Workload
-    rows: NDArray[np.int64]  # whose vectors are compared
-    ways: dict[str, Way] = field(default_factory=dict)
-    peers: dict[str, Peer] = field(default_factory=dict)
-    reference: NDArray[np.floating] | None = None
-    loading: dict[str, float] = field(default_factory=dict)
-
-    def compare(self, way: Way, vectors: NDArray[np.floating]) -> None:
-        """Notes what is wrong with vectors, and their cosines if these are the worst so far."""
-        if self.reference is None:
-            return
-        if vectors.shape != self.reference.shape:
-            way.wrong = f"its vectors have {vectors.shape[-1]} dimensions"
-            return
-        found = summary(cosines(vectors, self.reference))
-        if way.cosines is None or not found.least >= way.cosines.least:
-            way.cosines = found
-        if not found.least >= self.options.least_cosine:
-            way.wrong = (
-                f"the least cosine to {self.options.reference} is {found.least:.6f}, below "
-                f"{self.options.least_cosine}"
-            )
-
-    def add(self, name: str, make: Callable[[], Peer], *, must: bool = False) -> None:
-        """Adds a way, if it can be had, and compares its first vectors."""
-        say(f"{name}: first vectors")
-        way = self.ways[name] = Way()
-        try:
-            peer = make()
-            vectors = peer.first()
-        except Exception as error:
-            if must:
-                raise
-            way.missing = _why(error)
-            say(f"{name}: not measured: {way.missing}")
-            return
-        way.what = peer.what
-        self.compare(way, vectors)
-        if way.wrong:
-            say(f"{name}: WRONG: {way.wrong}")
-        else:
-            self.peers[name] = peer
-
-    def measure(self, name: str) -> None:
-        """Measures a way once and compares its vectors again."""
-        way = self.ways[name]
-        try:
-            rate, vectors = self.peers[name].measure()
-        except Exception as error:
-            if name == HEADRACE:
-                raise
-            way.missing = _why(error)
-            say(f"{name}: not measured: {way.missing}")
-            del self.peers[name]
-            return
-        way.rates.append(rate)
-        self.compare(way, vectors)
-        if way.wrong:
-            say(f"{name}: WRONG: {way.wrong}")
-            del self.peers[name]
-
-
-@dataclass(frozen=True, slots=True)
-class _Names:
-    """Of the ways that are not always called the same; "" where there is none."""
-
+    comparison: Comparison
+    headrace: HeadraceWay
     ceiling: str
-    tei: str
+    servers: TeiServers | None = None
+    tei: TeiPeer | None = None
+    loading: dict[str, float] = field(default_factory=dict)
+    search: dict[str, dict[int, float]] = field(default_factory=dict)
 
 
 def measure(options: argparse.Namespace, folder: Path) -> Outcome:
@@ -168,7 +96,8 @@ def measure(options: argparse.Namespace, folder: Path) -> Outcome:
         folder: an empty folder for files.
 
     Raises:
-        HeadraceError: the model cannot be built or served, or the input cannot be read.
+        HeadraceError: the model cannot be built or served, the input cannot be read, or TEI, where
+            that was asked for, cannot be found or started.
         RuntimeError: the headrace command failed.
     """
     gpus = find_gpus()
@@ -181,244 +110,152 @@ def measure(options: argparse.Namespace, folder: Path) -> Outcome:
         precision=options.precision,
         notice=say,
     )
+    if entry.contract.engine == "openvino":
+        gpus = []  # then nobody has one
     work = Workload(chosen.texts, entry, folder / "texts.jsonl")
-    run = _Run(options, work, even_rows(len(chosen.texts), options.check_rows))
-    ceiling = f"{'OpenVINO' if entry.contract.engine == 'openvino' else 'TensorRT'} alone"
-    headrace = HeadraceWay(work, entry, run.rows, folder)
+    rows = even_rows(len(chosen.texts), options.check_rows)
+    model = locate(options.model, revision=None).folder
+    found = _Measured(
+        chosen=chosen,
+        work=work,
+        comparison=Comparison(rows=rows, least_cosine=options.least_cosine, seed=options.seed),
+        headrace=HeadraceWay(work, entry, rows, folder),
+        ceiling=f"{'OpenVINO' if entry.contract.engine == 'openvino' else 'TensorRT'} alone",
+    )
+    comparison = found.comparison
     with ExitStack() as stack:
-        tei: TeiPeer | None = None
-        if options.tei:  # first of all: whoever asked for it should not wait to hear that it fails
-            servers = stack.enter_context(
-                find_tei(
-                    options.tei,
-                    locate(options.model, revision=None).folder,
-                    gpus,
-                    entry.contract.max_length,
-                    options.tei_image,
-                )
+        if options.tei:
+            found.servers = servers = stack.enter_context(
+                find_tei(options.tei, model, gpus, entry.contract.max_length, options.tei_image)
             )
-            tei = TeiPeer(servers, work, run.rows, folder)
-        on_gpu = bool(gpus) and entry.contract.engine != "openvino"
-        _add_sentence_transformers(run, entry, "cuda" if on_gpu else "cpu")
-        run.add(HEADRACE, lambda: headrace, must=True)
-        run.add(ceiling, lambda: CeilingWay(work, entry, run.rows, gpus=max(1, len(gpus))))
-        if tei is not None:
-            run.add(servers.name, lambda: tei)
-        _measure_in_turn(run, options.repetitions)
-        details = {
-            "reports": headrace.reports,
-            "loading_seconds": run.loading,
-            "batch_search": {
-                name: peer.search
-                for name, peer in run.peers.items()
-                if isinstance(peer, SentenceTransformersWay)
-            },
-            "check_rows": len(run.rows),
-            "left_out_rows": chosen.left_out,
-            "tei": None if tei is None else tei.describe(),
-        }
-    names = _Names(ceiling, "" if tei is None else servers.name)
-    return _outcome(run, chosen.source, names, headrace, details)
+            found.tei = tei = TeiPeer(servers, work, rows, folder)
+        _add_library(found, model, len(gpus), options.backends)
+        comparison.add(HEADRACE, lambda: found.headrace, must=True)
+        comparison.add(found.ceiling, lambda: CeilingWay(work, entry, rows, gpus=max(1, len(gpus))))
+        if found.servers is not None:
+            comparison.add(servers.name, lambda: tei)
+        comparison.measure(options.repetitions, must=HEADRACE)
+    return _outcome(found, options)
 
 
-def _add_sentence_transformers(run: _Run, entry: Entry, device: str) -> None:
-    """Adds all of its ways that can be had here; the one in fp32 gives the reference."""
-    options, contract = run.options, entry.contract
-    folder = locate(options.model, revision=None).folder
-    sizes = CPU_SIZES if device == "cpu" else GPU_SIZES
+def _add_library(found: _Measured, model: Path, gpus: int, wanted: Sequence[str]) -> None:
+    """Adds all ways of sentence-transformers; the one in fp32 gives the reference."""
+    comparison, work = found.comparison, found.work
     loaded: dict[str, SentenceTransformers] = {}
 
     def load(name: str) -> SentenceTransformers:
-        backend, dtype, _ = BACKENDS[name]
-        for package in PACKAGES.get(backend, ()):
-            try:
-                importlib.import_module(package)
-            except ImportError as error:
-                raise ImportError(f"{error}; {BACKENDS_REMEDY}") from error
-        found = SentenceTransformers(
-            folder,
-            backend=backend,
-            dtype=dtype,
-            device=device,
-            max_length=contract.max_length,
-            prompt=run.work.prompt,
-        )
-        run.loading[name] = found.load_seconds
-        return found
-
-    try:
-        say(f"{options.reference}: {len(run.rows):,} rows, with which all others are compared")
-        loaded["torch fp32"] = load("torch fp32")
-        texts = [run.work.texts[row] for row in run.rows]
-        run.reference = loaded["torch fp32"].encode(texts, DEFAULT_SIZE)
-    except ImportError as error:
-        run.ways[DEFAULT] = Way(missing=f"not installed ({error}); {REMEDY}")
-        say(f"sentence-transformers: {run.ways[DEFAULT].missing}")
-        return
-    run.add(
-        DEFAULT,
-        lambda: SentenceTransformersWay(
-            loaded["torch fp32"], run.work.texts, run.rows, (DEFAULT_SIZE,)
-        ),
-    )
-    for name, (_, _, devices) in BACKENDS.items():
-        if device in devices and (options.backends == ["all"] or name in options.backends):
-            run.add(
-                f"sentence-transformers, {name}",
-                lambda name=name: SentenceTransformersWay(  # type: ignore[misc]
-                    loaded.get(name) or load(name), run.work.texts, run.rows, sizes
-                ),
+        if name not in loaded:
+            loaded[name] = SentenceTransformers(
+                model,
+                BACKENDS[name],
+                gpus=gpus,
+                max_length=work.contract.max_length,
+                prompt=work.prompt,
             )
+            found.loading[name] = loaded[name].load_seconds
+        return loaded[name]
+
+    def way(name: str, sizes: Sequence[int]) -> SentenceTransformersWay:
+        return SentenceTransformersWay(load(name), work.texts, comparison.rows, sizes)
+
+    say(f"{REFERENCE}: {len(comparison.rows):,} rows, with which all others are compared")
+    try:
+        texts = [work.texts[row] for row in comparison.rows]
+        comparison.reference = load("torch fp32").encode(texts, DEFAULT_SIZE)
+    except ImportError as error:
+        comparison.ways[DEFAULT] = Way(missing=f"not installed ({error}); {REMEDY}")
+    except Exception as error:  # noqa: BLE001 -- whatever it raises, the others are measured
+        comparison.ways[DEFAULT] = Way(missing=why(error))
+    if comparison.reference is None:
+        say(f"sentence-transformers: {comparison.ways[DEFAULT].missing}")
+        return
+    comparison.add(DEFAULT, lambda: way("torch fp32", (DEFAULT_SIZE,)))
+    for name, how in BACKENDS.items():
+        if ("cuda" if gpus else "cpu") not in how.devices or not {"all", name}.intersection(wanted):
+            continue
+        title = f"{LIBRARY}{name}"
+        comparison.add(title, partial(way, name, GPU_SIZES if gpus else CPU_SIZES))
+        peer = comparison.peers.get(title)
+        if isinstance(peer, SentenceTransformersWay):
+            found.search[title] = peer.search
 
 
-def _measure_in_turn(run: _Run, repetitions: int) -> None:
-    for repetition in range(repetitions):
-        names = list(run.peers)
-        # Nobody is always first or always after the same neighbour.
-        turn = repetition % max(1, len(names))
-        for name in names[turn:] + names[:turn]:
-            say(f"repetition {repetition + 1} of {repetitions}: {name}")
-            run.measure(name)
-
-
-def _outcome(
-    run: _Run, source: str, names: _Names, headrace: HeadraceWay, details: dict[str, Any]
-) -> Outcome:
-    options, work, ceiling, tei = run.options, run.work, names.ceiling, names.tei
-    ours = run.ways[HEADRACE]
+def _outcome(found: _Measured, options: argparse.Namespace) -> Outcome:
+    work, ways, reports = found.work, found.comparison.ways, found.headrace.reports
+    ours, ceiling = ways[HEADRACE], found.ceiling
     if ours.rates:
-        run.ways[PROCESS] = Way(
-            rates=[each["rows"] / each["wall_seconds"] for each in headrace.reports],
+        ways[PROCESS] = Way(
+            rates=[each["rows"] / each["wall_seconds"] for each in reports],
             what="Python, starting and stopping the server too",
             wrong=ours.wrong,
             cosines=ours.cosines,
         )
-    fastest = fastest_of(run.ways, [n for n in run.ways if n.startswith("sentence-transformers, ")])
-    order = [HEADRACE, PROCESS, ceiling, *(n for n in run.ways if n.startswith("sentence")), tei]
-    ways = {name: run.ways[name] for name in order if name in run.ways}
+    tei = found.servers.name if found.servers else ""
+    fastest = notes.fastest_of(ways, [name for name in ways if name.startswith(LIBRARY)])
+    order = [HEADRACE, PROCESS, ceiling, *(n for n in ways if n.startswith(LIBRARY)), tei]
+    ways = {name: ways[name] for name in order if name in ways}
     against = [name for name in dict.fromkeys([DEFAULT, fastest, ceiling, tei]) if name in ways]
-    described = {"rows": len(work.texts), "source": source, **work.describe()}
-    truncated = [report["truncated_rows"] for report in headrace.reports[:1]]
-    described["truncated_rows"] = truncated[0] if truncated else 0
-    medians = {name: spread(way.rates).median for name, way in ways.items() if way.counts}
-    outcome = Outcome(
+    texts = {
+        "rows": len(work.texts),
+        "source": found.chosen.source,
+        "sha256": hashlib.sha256(work.path.read_bytes()).hexdigest(),
+        "left_out_rows": found.chosen.left_out,
+        "truncated_rows": work.truncated_rows,
+        **work.describe(),
+    }
+    given = None if options.input is None else shown(options.input)
+    return Outcome(
         benchmark="peers",
         title="Benchmarks",
-        command=command_line("headrace bench peers", options.arguments),
-        settings=settings(options),
-        texts=described,
+        command=command_line(
+            "headrace bench peers",
+            [given or "" if word == options.input else word for word in options.arguments],
+        ),
+        settings=settings(options) | {"input": given, "arguments": None},
+        texts=texts,
         ways=ways,
         ours=[name for name in (HEADRACE, PROCESS) if name in ways],
         against=against,
         cost=cost(
-            medians,
-            described["tokens"]["mean"],
+            {name: spread(way.rates).median for name, way in ways.items() if way.counts},
+            texts["tokens"]["mean"],
             price_per_hour=options.price_per_hour,
             api_price_per_million_tokens=options.api_price_per_million_tokens,
         ),
-        details=details,
+        notes=_notes(found, ways, options),
+        details={
+            "reports": reports,
+            "loading_seconds": found.loading,
+            "batch_search": found.search,
+            "order": found.comparison.order,
+            "check_rows": len(found.comparison.rows),
+            "tei": None if found.tei is None else found.tei.describe(),
+        },
     )
-    outcome.notes = _notes(outcome, run, headrace, ceiling)
-    return outcome
 
 
-def fastest_of(ways: dict[str, Way], names: Sequence[str]) -> str:
-    """Returns which of some ways has the highest median, of those with right vectors; or ""."""
-    right = [name for name in names if ways[name].counts]
-    return max(right, key=lambda name: spread(ways[name].rates).median, default="")
-
-
-def break_even(overhead: float, load: float, ours: float, theirs: float) -> float:
-    """Returns the number of rows below which the other one is done first.
-
-    From nothing to the last vector: ``load + rows / theirs = overhead + rows / ours``. Infinite
-    where headrace is slower and later, 0 where it is ahead from the first row.
-
-    Args:
-        overhead: seconds that headrace spends before and after the rows.
-        load: seconds that the other one spends before them.
-        ours: rows a second.
-        theirs: rows a second.
-    """
-    late = overhead - load
-    if late <= 0:
-        return 0.0
-    return late / (1 / theirs - 1 / ours) if ours > theirs else math.inf
-
-
-def _notes(outcome: Outcome, run: _Run, headrace: HeadraceWay, ceiling: str) -> list[str]:
-    """Returns what a reader must know to judge the figures."""
-    ways, options = outcome.ways, run.options
-    notes = []
-    if run.reference is None:
-        notes.append(
-            "Not compared with sentence-transformers, so it is not known whether the vectors are "
-            f"right: {REMEDY}."
-        )
-    else:
-        notes.append(
-            f"Vectors of {len(run.rows):,} rows, evenly spread, are compared with those of "
-            f"{options.reference}, before a way is measured and after each repetition; below a "
-            f"cosine of {options.least_cosine} a way is wrong, and has no speed."
-        )
-    notes.append(
-        "All ways embed the same rows, whole, in turn; of several repetitions (here: "
-        f"{options.repetitions}), each in another order, the median is told, with the least and "
-        "the most; ratios are taken within a repetition."
+def _notes(found: _Measured, ways: dict[str, Way], options: argparse.Namespace) -> list[str]:
+    compared, reports = found.comparison.reference is not None, found.headrace.reports
+    lines = notes.method(
+        checked=len(found.comparison.rows) if compared else 0,
+        reference=REFERENCE,
+        least_cosine=options.least_cosine,
+        repetitions=options.repetitions,
     )
-    notes.append(
-        "headrace reads JSONL and writes .npy; its clock runs from the first byte read to the "
-        "output in place, while its server runs; the whole process is the line below. No words are "
-        "known when a repetition begins. sentence-transformers has its texts and its vectors in "
-        "memory, and its loading is not counted; its batch size is the fastest of a few on "
-        f"{SEARCH_ROWS} of the rows, but for the one that is taken as it comes."
-    )
-    if ways[ceiling].counts:
-        notes.append(
-            f"{ceiling} is the ceiling: no files, no server, no tokenizing and no sorting; "
-            "headrace cannot be faster than that."
-        )
-    if headrace.reports:
-        report = headrace.reports[-1]
-        stages = report["stage_seconds"]
-        notes.append(
-            f"Of headrace's last {report['seconds']:.1f} s {stages['wait']:.1f} s were waiting for "
-            f"the engine (reading {stages['read']:.2f} s, parsing {stages['parse']:.2f} s and "
-            f"tokenizing {stages['tokenize']:.2f} s lie beside that; packing {stages['pack']:.2f} "
-            f"s, writing {stages['write']:.2f} s); padding {report['padding']:.1%}. Starting the "
-            f"server took {stages['start']:.1f} s."
-        )
+    lines += notes.of_ceiling(found.ceiling, ways, HEADRACE)
+    if reports:
+        lines += notes.of_time(reports[-1])
     if DEFAULT in ways and ways[DEFAULT].counts and ways[HEADRACE].counts:
-        overhead = spread([r["wall_seconds"] - r["seconds"] for r in headrace.reports]).median
-        load = run.loading["torch fp32"]
-        rows = break_even(
-            overhead,
-            load,
-            spread(ways[HEADRACE].rates).median,
-            spread(ways[DEFAULT].rates).median,
+        load = found.loading["torch fp32"]
+        lines += notes.of_start(reports, load, ways[HEADRACE].rates, ways[DEFAULT].rates)
+    if found.chosen.left_out:
+        lines.append(
+            f"{found.chosen.left_out:,} rows that are bad or blank were left out for all, since "
+            "not all take them."
         )
-        if not rows:
-            first = "headrace is done first with any number of rows"
-        elif math.isinf(rows):
-            first = "sentence-transformers as it comes is done first with any number of rows"
-        else:
-            first = f"sentence-transformers as it comes is done first below {rows:,.0f} rows"
-        notes.append(
-            f"From nothing to the last vector headrace spends {overhead:.1f} s beside the rows and "
-            f"sentence-transformers {load:.1f} s for loading; so, by the medians, {first}."
-        )
-    if run.work.prompt:
-        notes.append(f"In front of every row: {json.dumps(run.work.prompt)}.")
-    if outcome.details["tei"]:
-        notes += outcome.details["tei"]["notes"]
-    return notes
-
-
-def _why(error: BaseException) -> str:
-    """Returns in one line why something could not be measured."""
-    kind = "" if isinstance(error, HeadraceError | ImportError) else f"{type(error).__name__}: "
-    said = (str(error).strip() or "no message").splitlines()[0]
-    return f"{kind}{said}"[:300]
+    if found.work.prompt:
+        lines.append(f"In front of every row: {json.dumps(found.work.prompt)}.")
+    return lines + (found.tei.describe()["notes"] if found.tei else [])
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -474,7 +311,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add_outputs(parser, "peers")
     options = parser.parse_args(arguments)
     options.arguments = list(sys.argv[1:] if arguments is None else arguments)
-    options.reference = "sentence-transformers (torch, fp32)"
     return options
 
 
@@ -486,10 +322,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = parse_arguments(arguments)
     files = outputs(options)
+    if options.input is not None:
+        read = find_inputs([options.input], format=options.format) if options.input != "-" else []
+        inputs = {Path(item.path).resolve() for item in read if item.local}
+        for path in files.all:
+            if path.resolve() in inputs:
+                raise UsageError(f"{path} is the input; name another file for the result")
     try:
         with tempfile.TemporaryDirectory(prefix="headrace-peers-") as folder:
             outcome = measure(options, Path(folder))
-    except (OSError, RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError) as error:
         print(f"peers: {error}", file=sys.stderr)
         return 2
     write(outcome.to_dict(), files, more=MORE)

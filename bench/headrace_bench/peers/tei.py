@@ -31,11 +31,13 @@ class TeiServers:
         infos: what each says of itself.
         name: what their figures are called; never TEI where one may be something else.
         how: how they came to run.
+        max_length: tokens of a row at which headrace cuts.
     """
 
     urls: list[str]
     infos: list[TeiInfo]
     how: str
+    max_length: int
 
     @property
     def name(self) -> str:
@@ -65,15 +67,17 @@ def find_tei(
     if DOCKER not in given:
         if image is not None:
             raise UsageError("--tei-image is for --tei docker; leave it out")
-        yield TeiServers(list(given), [info(url) for url in given], "running already")
+        infos = [info(url) for url in given]
+        yield TeiServers(list(given), infos, "running already", max_length)
         return
     if list(given) != [DOCKER]:
         raise UsageError("--tei docker starts all servers itself; leave the URLs out")
     say("TEI: starting")
     containers = TeiContainers(model, gpus, max_length, image=image)
     with containers as urls:
-        images = ", ".join(dict.fromkeys(containers.images))
-        yield TeiServers(urls, [info(url) for url in urls], f"{images} {' '.join(FLAGS)}")
+        images = ", ".join(containers.digests or dict.fromkeys(containers.images))
+        how = f"{images} {' '.join(FLAGS)}"
+        yield TeiServers(urls, [info(url) for url in urls], how, max_length)
 
 
 class TeiPeer:
@@ -100,12 +104,15 @@ class TeiPeer:
     def first(self) -> NDArray[np.floating]:
         """See :class:`headrace_bench.peers.ways.Peer`; looks for what is fastest, too."""
         few = self._way_of([self._workload.texts[row] for row in self._reference], None)
+        few.batch_size = min(few.batch_size, max(few.batch_sizes))
         few.measure()
         self._way.search()
         way = self._way
+        dtypes = ", ".join(sorted({each.model_dtype or "?" for each in self._servers.infos}))
         self.what = (
-            f"{len(self._servers.urls)} server{'s' if len(self._servers.urls) > 1 else ''} over "
-            f"HTTP, batches of {way.batch_size}, {way.concurrency} requests in flight"
+            f"{dtypes}, {len(self._servers.urls)} server"
+            f"{'s' if len(self._servers.urls) > 1 else ''} over HTTP, batches of {way.batch_size}, "
+            f"{way.concurrency} requests in flight"
         )
         return few.vectors
 
@@ -134,6 +141,18 @@ class TeiPeer:
                 f"A process that sends requests to {servers.name} used more than 90 % of a core: "
                 "it may be what was slow."
             )
+        for each in dict.fromkeys(servers.infos):
+            notes.append(
+                f"It says of itself: {each.model_id}, {each.model_dtype}, at most "
+                f"{each.max_batch_tokens} tokens a batch, {each.max_concurrent_requests} requests "
+                f"at once, {each.max_client_batch_size} rows a request, {each.max_input_length} "
+                "tokens a row."
+            )
+            if each.max_input_length not in {None, servers.max_length}:
+                notes.append(
+                    f"It cuts rows at {each.max_input_length} tokens, headrace at "
+                    f"{servers.max_length}, so that they do not the same work."
+                )
         if servers.name == NOT_TEI:
             notes.append(
                 "What answered in TEI's way does not say that it is TEI, so it may not be."

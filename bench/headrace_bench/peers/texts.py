@@ -12,6 +12,7 @@ import numpy as np
 
 from headrace.config import FormatChoice
 from headrace.errors import UsageError
+from headrace.paths import shown
 from headrace_bench import corpus
 from headrace_bench.options import say
 from headrace_bench.rows import read_texts
@@ -32,7 +33,7 @@ class Texts:
     Attributes:
         source: where they come from, in words.
         texts: themselves, whole, in the order of the source.
-        left_out: bad rows that were met meanwhile.
+        left_out: rows that were met meanwhile and cannot be embedded by all: bad or blank ones.
     """
 
     source: str
@@ -57,7 +58,7 @@ def choose_texts(options: argparse.Namespace) -> Texts:
             seed,
             text_field=options.text_field,
             format=options.format,
-            name=options.input,
+            name=shown(options.input),
         )
     found = find_msmarco()
     if found is None:
@@ -110,15 +111,17 @@ def _of_file(
         raise UsageError("--input -: the input is read by several programs; name a file")
     for block in read_texts([given], text_field=text_field, format=format):
         wrong = {each.row for each in block.bad}
-        bad += len(wrong)
-        pool += [text for row, text in enumerate(block.texts.to_pylist()) if row not in wrong]
+        had = len(pool)
+        good = [text for row, text in enumerate(block.texts.to_pylist()) if row not in wrong]
+        pool += [text for text in good if text.strip()]  # TEI takes no blank ones
+        bad += block.block.rows - (len(pool) - had)
         if len(pool) >= most:
             del pool[most:]
             break
     if not pool:
-        raise UsageError(f"{given} has no rows that can be embedded; name another file")
+        raise UsageError(f"{name} has no rows that can be embedded; name another file")
     if bad:
-        say(f"{given}: {bad:,} bad rows are left out")
+        say(f"{name}: {bad:,} rows are left out, which are bad or blank")
     return Texts(_drawn(name, len(pool), rows, seed), _sample(pool, rows, seed), bad)
 
 

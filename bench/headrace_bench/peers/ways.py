@@ -1,14 +1,16 @@
-"""The ways that peers are compared by: headrace, sentence-transformers, and the engine alone."""
+"""The ways that are headrace's: itself, from file to file, and its engine alone."""
 
 from __future__ import annotations
 
 import importlib
 import json
+import queue
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,17 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace_bench import corpus
-from headrace_bench.sampling import evenly
 from headrace_bench.workload import PaddedBatch, Workload
 from headrace_launcher.build import Entry
+from headrace_launcher.hosted.engine import Answer
 from headrace_launcher.hosted.gpu import TensorRtEngine
 from headrace_launcher.repository import VERSION_FOLDER
 
-CPU_SIZES = (8, 16, 32, 64, 128)
-GPU_SIZES = (32, 64, 128, 256, 512, 1024)
-DEFAULT_SIZE = 32
-"""What ``SentenceTransformer.encode`` takes by itself."""
-SEARCH_ROWS, SEARCH_ROUNDS = 400, 2
+# Temporary files and ports, which say nothing to whoever reads a result.
+_OF_THE_RUN = {"output", "errors_file", "inputs", "server"}
 
 
 class Peer(Protocol):
@@ -100,107 +99,11 @@ class HeadraceWay:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         wall = time.perf_counter() - start
         if done.returncode:
-            raise RuntimeError(f"headrace ended with {done.returncode}: {done.stderr.strip()}")
+            said = (done.stderr.strip() or "it said nothing").splitlines()[-1]
+            raise RuntimeError(f"headrace ended with {done.returncode}: {said}")
         found: dict[str, Any] = json.loads(report.read_text()) | {"wall_seconds": wall}
-        return found, np.load(output)
-
-
-class SentenceTransformers:
-    """A model loaded by sentence-transformers.
-
-    Args:
-        folder: the model's, as it was saved.
-        backend: ``torch``, ``onnx`` or ``openvino``.
-        dtype: ``float32``, ``bfloat16`` or ``float16``; of torch alone.
-        device: ``cpu`` or ``cuda``.
-        max_length: tokens a row is cut to.
-        prompt: text in front of every row, "" for none.
-
-    Attributes:
-        load_seconds: importing the library, where that was to be done, and loading the model.
-
-    Raises:
-        ImportError: something that it needs is not installed.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        backend: str = "torch",
-        dtype: str = "float32",
-        device: str = "cpu",
-        max_length: int,
-        prompt: str,
-    ) -> None:
-        start = time.perf_counter()
-        library: Any = importlib.import_module("sentence_transformers")
-        self._model = library.SentenceTransformer(str(folder), device=device, backend=backend)
-        if backend == "torch":
-            torch: Any = importlib.import_module("torch")
-            self._model.to(getattr(torch, dtype))
-        self.load_seconds = time.perf_counter() - start
-        self._model.max_seq_length = max_length
-        self._model.default_prompt_name = None
-        self._prompt = {"prompt": prompt} if prompt else {}
-
-    def encode(self, texts: list[str], batch_size: int) -> NDArray[np.float32]:
-        """Returns float32[texts, dimension]."""
-        vectors = self._model.encode(
-            texts, batch_size=batch_size, show_progress_bar=False, **self._prompt
-        )
-        return np.asarray(vectors, np.float32)
-
-
-@dataclass(slots=True)
-class SentenceTransformersWay:
-    """sentence-transformers in this process, texts and vectors in memory.
-
-    Attributes:
-        model: it.
-        texts: the rows.
-        reference: int64[n]; the rows whose vectors are wanted.
-        sizes: batch sizes to try on a few rows; one is taken as it is.
-        what: see :class:`Peer`.
-        batch_size: the one that is fastest.
-        search: rows a second by batch size, where several were tried.
-    """
-
-    model: SentenceTransformers
-    texts: list[str]
-    reference: NDArray[np.int64]
-    sizes: Sequence[int]
-    what: str = "in memory"
-    batch_size: int = DEFAULT_SIZE
-    search: dict[int, float] = field(default_factory=dict)
-
-    def first(self) -> NDArray[np.floating]:
-        """See :class:`Peer`; looks for the best batch size, too."""
-        self.model.encode(evenly(self.texts, 64), DEFAULT_SIZE)  # sets up threads and buffers
-        if len(self.sizes) > 1:
-            few = evenly(self.texts, SEARCH_ROWS)
-            seconds: dict[int, list[float]] = {size: [] for size in self.sizes}
-            for _ in range(SEARCH_ROUNDS):  # one after the other: what disturbs one is met by all
-                for size in self.sizes:
-                    seconds[size].append(self._seconds(few, size))
-            self.search = {size: len(few) / min(each) for size, each in seconds.items()}
-            self.batch_size = max(self.search, key=lambda size: self.search[size])
-        else:
-            self.batch_size = self.sizes[0]
-        self.what = f"batch size {self.batch_size}, in memory"
-        return self.model.encode([self.texts[row] for row in self.reference], self.batch_size)
-
-    def measure(self) -> tuple[float, NDArray[np.floating]]:
-        """See :class:`Peer`; loading is not counted."""
-        start = time.perf_counter()
-        vectors = self.model.encode(self.texts, self.batch_size)
-        seconds = time.perf_counter() - start
-        return len(self.texts) / seconds, vectors[self.reference]
-
-    def _seconds(self, texts: list[str], size: int) -> float:
-        start = time.perf_counter()
-        self.model.encode(texts, size)
-        return time.perf_counter() - start
+        told = {key: value for key, value in found.items() if key not in _OF_THE_RUN}
+        return told, np.load(output)
 
 
 class CeilingWay:
@@ -224,8 +127,8 @@ class CeilingWay:
         self._folder = entry.folder / VERSION_FOLDER
         self._vectors = np.empty((len(workload.texts), contract.dimension), np.float32)
         self.what = (
-            f"{contract.engine} {contract.engine_version} in {contract.precision}, batches made "
-            f"before"
+            f"{contract.engine} {contract.engine_version} in {contract.precision}"
+            f"{f' on {gpus} GPUs' if gpus > 1 else ''}, batches made before"
         )
 
     def first(self) -> NDArray[np.floating]:
@@ -244,6 +147,7 @@ class CeilingWay:
         return len(self._workload.texts) / seconds, self._vectors[self._reference]
 
     def _run(self, batches: Sequence[PaddedBatch]) -> float:
+        self._vectors.fill(np.nan)  # what is not answered now is not to look right
         if self._contract.engine == "openvino":
             return self._run_openvino(batches)
         return self._run_tensorrt(batches)
@@ -267,30 +171,44 @@ class CeilingWay:
         return time.perf_counter() - start
 
     def _run_tensorrt(self, batches: Sequence[PaddedBatch]) -> float:
-        settings: Mapping[str, Any] = json.loads(self._contract.to_json())
-        engines = [
-            TensorRtEngine(self._folder, dict(settings), device) for device in range(self._gpus)
-        ]
-        errors: list[Exception] = []
+        settings: dict[str, Any] = json.loads(self._contract.to_json())
+        left: queue.SimpleQueue[PaddedBatch] = queue.SimpleQueue()
+        for batch in batches:
+            left.put(batch)
+        with ExitStack() as stack:
+            engines = []
+            for device in range(self._gpus):
+                engines.append(TensorRtEngine(self._folder, settings, device))
+                stack.callback(engines[-1].close)
+            with ThreadPoolExecutor(len(engines)) as pool:
+                start = time.perf_counter()
+                done = [pool.submit(self._feed, engine, left) for engine in engines]
+                for each in done:
+                    each.result()
+                return time.perf_counter() - start
 
-        def keep(engine: TensorRtEngine, rows: NDArray[np.int64]) -> Any:
+    def _feed(self, engine: TensorRtEngine, left: queue.SimpleQueue[PaddedBatch]) -> None:
+        """Has one GPU compute batches until none is left, and waits for the last answer."""
+        answered: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+
+        def keep(rows: NDArray[np.int64]) -> Answer:
             def answer(vectors: Any, error: Exception | None) -> None:
                 if vectors is None:
-                    errors.append(error or RuntimeError("the engine answered nothing"))
+                    answered.put(error or RuntimeError("the engine answered nothing"))
                     return
                 found = np.empty(vectors.shape, vectors.dtype)
                 engine.driver.call("cuMemcpyDtoH", found.ctypes.data, vectors.address, found.nbytes)
                 self._vectors[rows] = found
+                answered.put(None)
 
             return answer
 
-        start = time.perf_counter()
-        for number, batch in enumerate(batches):
-            engine = engines[number % len(engines)]
-            engine.submit(batch.ids, batch.mask, keep(engine, batch.rows))
-        for engine in engines:
-            engine.close()
-        seconds = time.perf_counter() - start
-        if errors:
-            raise errors[0]
-        return seconds
+        asked = 0
+        with suppress(queue.Empty):
+            while True:
+                batch = left.get_nowait()
+                engine.submit(batch.ids, batch.mask, keep(batch.rows))
+                asked += 1
+        for _ in range(asked):
+            if (error := answered.get()) is not None:
+                raise error

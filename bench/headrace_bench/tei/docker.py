@@ -70,6 +70,7 @@ class TeiContainers:
 
     Attributes:
         images: of the containers, in their order.
+        digests: what the images really are, as far as Docker tells, each once.
 
     Args:
         model: the model's folder.
@@ -96,6 +97,7 @@ class TeiContainers:
         self._model, self._max_length = model, max_length
         self._gpus: list[Gpu | None] = [*gpus] or [None]
         self.images = [image or image_for(gpu) for gpu in self._gpus]
+        self.digests: list[str] = []
         self._flags, self._seconds = tuple(flags), seconds
         self._stack = ExitStack()
 
@@ -110,6 +112,7 @@ class TeiContainers:
             docker = _docker()
             for image in dict.fromkeys(self.images):
                 _pull(docker, image)
+                self.digests += _digests(docker, image)
             folder = stack.enter_context(_Readable(self._model))
             names = [f"headrace-tei-{os.getpid()}-{n}" for n in range(len(self._gpus))]
             for name, gpu, image in zip(names, self._gpus, self.images, strict=True):
@@ -136,6 +139,9 @@ class TeiContainers:
         command = [docker, "run", "--detach", "--name", name, "--publish", "127.0.0.1::80"]
         if gpu is not None:
             command += ["--gpus", f"device={gpu.uuid}"]
+        cores = os.sched_getaffinity(0)
+        if len(cores) < (os.cpu_count() or 1):  # those that all others have, too
+            command += ["--cpuset-cpus", ",".join(map(str, sorted(cores)))]
         command += ["--volume", f"{folder}:/model:ro", image, "--model-id", "/model", *self._flags]
         remedy = "see whether 'docker run hello-world' works"
         if gpu is not None:
@@ -215,6 +221,12 @@ def _pull(docker: str, image: str) -> None:
         _run([docker, "pull", "--quiet", image], f"docker pull {image}", remedy, _PULL)
 
 
+def _digests(docker: str, image: str) -> list[str]:
+    """Returns the image's names by content; none of one that came from no registry."""
+    command = [docker, "image", "inspect", "--format", '{{join .RepoDigests " "}}', image]
+    return _run(command, f"docker image inspect {image}", "see 'docker images'").split()
+
+
 def _url(docker: str, name: str) -> str:
     try:
         said = _run([docker, "port", name, "80"], f"docker port {name}", "see 'docker ps'")
@@ -249,15 +261,20 @@ def _look(docker: str, name: str) -> None:
 
 def _remove(docker: str, name: str) -> None:
     # In a session of its own: Ctrl-C must not reach it.
-    done = subprocess.run(
-        [docker, "rm", "--force", "--volumes", name],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [docker, "rm", "--force", "--volumes", name],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+            timeout=_SOON,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        say(f"{name} may be left ({error}); remove it: docker rm --force {name}")
+        return
     if done.returncode and "No such container" not in done.stderr:
         say(f"{name} may be left ({_end(done.stderr)}); remove it: docker rm --force {name}")
 

@@ -93,7 +93,8 @@ def open_reference(asked: Asked) -> Reference:
         loaded = library.SentenceTransformer(
             str(located.folder), device=device, local_files_only=True
         ).float()
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+    # torch without CUDA asserts that it has some.
+    except (OSError, RuntimeError, ValueError, KeyError, AssertionError) as error:
         raise MachineError(
             f"sentence-transformers cannot load {located.folder} on {device}: {one_line(error)}; "
             f"see whether it loads that folder by itself, or name another --device"

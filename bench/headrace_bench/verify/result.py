@@ -211,7 +211,8 @@ def show(result: Result) -> str:
         f"model       {result.model} · {prompt} · at most {result.max_length} tokens",
         f"computed    {_computed(made)}, written as {result.dtype}",
         f"reference   {result.reference}",
-        f"sample      {result.compared:,} of {_rows(result.rows)}, seed {result.seed}",
+        f"sample      {result.compared:,} of {_rows(result.rows)}, seed {result.seed}; a cosine "
+        f"below {result.least_allowed} is wrong",
     ]
     lines += _show_cosines(result)
     lines += _show_worst(result)

@@ -33,6 +33,13 @@ from headrace_bench.verify.result import BadRows, Judged, Neighbours, Result, in
 from headrace_bench.verify.sampled import Found, Pick, draw, find_texts
 from headrace_bench.verify.written import Scan, Written, open_written, read_bad_rows, scan
 
+LEAST_COSINES = {"fp32": 0.999, "fp16": 0.999, "bf16": 0.99}
+"""Least cosine to allow, where nobody says, by what the output was computed in.
+
+Far below what rounding costs, and far above what another text's vector has.
+"""
+LEAST_COSINE = min(LEAST_COSINES.values())
+"""The same where it is not known what it was computed in."""
 SURELY_ANOTHERS = 0.99
 """Cosine to another row's vector from which on a wrong row is said to hold it."""
 _CHUNK = 256  # wrong rows that are compared with the whole sample at once
@@ -77,8 +84,11 @@ def measure(
         say(f"embedding {len(picks):,} of its texts again: {reference.described}")
         theirs = reference.encode([pick.text for pick in picks])[:, :expected]
     known = cosines(ours, theirs)
-    judged = _judge(picks, ours, theirs, known, options.min_cosine)
-    below = tuple(each for each in judged if not each.cosine >= options.min_cosine)
+    least = options.min_cosine
+    if least is None:
+        least = LEAST_COSINES.get(made.precision or "", LEAST_COSINE)
+    judged = _judge(picks, ours, theirs, known, least)
+    below = tuple(each for each in judged if not each.cosine >= least)
     return Result(
         output=str(written.path),
         rows=written.rows,
@@ -96,7 +106,7 @@ def measure(
         bad=_bad_rows(written, seen, listed, found, skipped=skipped),
         compared=len(picks),
         seed=options.seed,
-        least_allowed=options.min_cosine,
+        least_allowed=least,
         cosines=summary(known) if picks else None,
         neighbours=_neighbours(ours, theirs, known, options.neighbours),
         asked_neighbours=options.neighbours,
@@ -209,7 +219,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--sample", type=positive, default=1000, help="rows to compare, at most")
     parser.add_argument("--seed", type=not_negative, default=0, help="of the random sample")
     parser.add_argument(
-        "--min-cosine", type=_cosine, default=0.999, help="below this a row is wrong"
+        "--min-cosine",
+        type=_cosine,
+        help="below this a row is wrong (default: "
+        + ", ".join(f"{least} for {name}" for name, least in LEAST_COSINES.items())
+        + ")",
     )
     parser.add_argument("--neighbours", type=positive, default=10, help="nearest rows to compare")
     parser.add_argument("--worst", type=not_negative, default=5, help="rows to show")

@@ -136,7 +136,7 @@ def choose(
 
 def cpu_target(engine: str, version: str) -> Target:
     """Returns the target of an engine that computes on the CPU."""
-    # Larger batches were not faster, and small ones pad less (docs/benchmarks.md).
+    # Larger batches were not faster, and small ones pad less (docs/measurements.md).
     return Target(engine=engine, version=version, token_budget=2048, max_batch=64)
 
 

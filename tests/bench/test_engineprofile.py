@@ -1,0 +1,43 @@
+"""The profile of the CPU engine: a small run, and the arithmetic."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from headrace_bench import engineprofile
+
+
+@pytest.fixture(autouse=True)
+def cores():
+    """The measurement binds its process to a core."""
+    before = os.sched_getaffinity(0)
+    yield
+    os.sched_setaffinity(0, before)
+
+
+def test_the_shares_are_of_all_the_time(tmp_path, capsys):
+    path = tmp_path / "result.json"
+    words = ["--rows", "20", "--precision", "fp32", "--json", str(path), "--folder", str(tmp_path)]
+    code = engineprofile.main(words)
+    found = json.loads(path.read_text())
+    assert code == 0
+    assert (found["rows"], found["precision"]) == (20, "fp32")
+    assert sum(found["shares"].values()) == pytest.approx(1)
+    assert found["shares"]["FullyConnected"] > 0.2
+    assert 0.2 < found["products"] < 1
+    # The model's own size: 20 rows of some 10 to 256 tokens, 21 MFLOP a token and attention.
+    assert 20 * 10 * 21e6 < found["flops"] < 20 * 256 * 25e6
+    assert found["flops_per_second"] == pytest.approx(found["flops"] / found["seconds"])
+    assert found["product_flops_per_second"] == pytest.approx(
+        found["flops_per_second"] / found["products"]
+    )
+    assert found["numpy_flops_per_second"] > 1e8
+    assert "matrix products:" in capsys.readouterr().out
+
+
+def test_a_model_that_is_not_there(capsys):
+    assert engineprofile.main(["--model", "no-such-model-anywhere", "--rows", "10"]) == 2
+    assert "no-such-model-anywhere" in capsys.readouterr().err
