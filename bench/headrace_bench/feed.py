@@ -41,14 +41,13 @@ from headrace.config import EmbedConfig
 from headrace.contract import TOKENIZER_FILE
 from headrace.errors import HeadraceError, UsageError
 from headrace.inputs import find_inputs
-from headrace.records import parse
-from headrace.sources import read_blocks
 from headrace_bench import corpus
 from headrace_bench.alone import load_tokenizer
 from headrace_bench.feedresult import ALONE, ONE_CORE, PASSES, Result, Source, show
 from headrace_bench.memory import family
 from headrace_bench.options import positive, say, settings
 from headrace_bench.results import add_outputs, command_line, outputs
+from headrace_bench.rows import read_texts
 from headrace_bench.sampling import even_rows
 from headrace_bench.writing import write
 from headrace_launcher.build import Entry, build
@@ -306,19 +305,12 @@ def _texts(config: EmbedConfig) -> Iterator[pa.Array]:
     Raises:
         RuntimeError: a row is bad.
     """
-    blocks = read_blocks(
-        find_inputs(config.inputs, format=config.format),
-        columns=[config.text_field],
-        block_bytes=4 << 20,
-        block_rows=1 << 14,
-    )
-    for block in blocks:
-        found = parse(block, text_field=config.text_field, id_field=None, id_type="string")
-        for bad in found.bad:
+    for block in read_texts(config.inputs, text_field=config.text_field, format=config.format):
+        for bad in block.bad:
             raise RuntimeError(
-                f"{block.place_of(bad)}: {bad.reason}; measure a file without bad rows"
+                f"{block.block.place_of(bad)}: {bad.reason}; measure a file without bad rows"
             )
-        yield found.texts
+        yield block.texts
 
 
 def _taken(config: EmbedConfig, rows: NDArray[np.int64]) -> Iterator[str]:

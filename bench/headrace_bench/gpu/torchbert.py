@@ -1,8 +1,8 @@
 """A BERT-like encoder in PyTorch, so that a model can be hosted where TensorRT is not installed.
 
 A copy of this file lies in an entry's version folder, beside those of ``headrace_launcher.hosted``
-and what :mod:`headrace_bench.torchentry` has written: ``weights.npz`` and ``geometry.json``. There
-it is the engine ``torchbert``, and imports torch, NumPy and its neighbours alone.
+and what :mod:`headrace_bench.gpu.torchentry` has written: ``weights.npz`` and ``geometry.json``.
+There it is the engine ``torchbert``, and imports torch, NumPy and its neighbours alone.
 
 The encoder is Devlin et al.'s (2018, https://arxiv.org/abs/1810.04805), as Hugging Face
 transformers computes it in ``models/{bert,roberta}/modeling_*.py``.
@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 -- as everybody calls it
 from numpy.typing import NDArray
 
-if TYPE_CHECKING or __package__ == "headrace_bench":
+if TYPE_CHECKING or __package__ == "headrace_bench.gpu":
     from headrace_launcher.hosted.engine import Answer
     from headrace_launcher.hosted.gpu import Buffers, GpuEngine
 else:

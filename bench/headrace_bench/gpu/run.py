@@ -2,7 +2,7 @@
 
 For each geometry (the sizes of known encoders, with random weights: how fast one is does not depend
 on its weights) a model is written and built: by TensorRT, or where that is not installed as
-:mod:`headrace_bench.torchbert`. One server is started; then, several times over, in turn:
+:mod:`headrace_bench.gpu.torchbert`. One server is started; then, several times over, in turn:
 
 ``cuda``, ``system``, ``grpc``
     ``headrace embed`` as a process of its own, JSONL in, float16 ``.npy`` out, with each of the
@@ -36,12 +36,14 @@ from tokenizers import Tokenizer
 
 from headrace.config import EmbedConfig
 from headrace.errors import MachineError, MissingDependencyError, UsageError
-from headrace_bench import corpus, gpubusy
+from headrace_bench import corpus
 from headrace_bench.exactness import bert
 from headrace_bench.geometry import GEOMETRIES, Geometry, write_model
-from headrace_bench.gpuresult import TORCH, Measured, Result, not_installed, show
-from headrace_bench.gputexts import resized, shapes_of
-from headrace_bench.gpuways import (
+from headrace_bench.gpu import busy
+from headrace_bench.gpu.result import TORCH, Measured, Result, not_installed, show
+from headrace_bench.gpu.texts import resized, shapes_of
+from headrace_bench.gpu.torchentry import publish_entry
+from headrace_bench.gpu.ways import (
     HeadraceWay,
     Read,
     TorchWay,
@@ -52,7 +54,6 @@ from headrace_bench.gpuways import (
 from headrace_bench.options import positive, say, settings
 from headrace_bench.results import add_outputs, command_line, outputs
 from headrace_bench.sampling import evenly
-from headrace_bench.torchentry import publish_entry
 from headrace_bench.writing import write
 from headrace_launcher.build import Entry, build
 from headrace_launcher.engines import tensorrt
@@ -105,8 +106,8 @@ def measure(
     found: dict[str, Any] = {}
     read: Read = None
     if place.gpu is not None:
-        found = asdict(place.gpu) | {"driver": gpubusy.driver_version()}
-        read = gpubusy.reader(place.gpu)
+        found = asdict(place.gpu) | {"driver": busy.driver_version()}
+        read = busy.reader(place.gpu)
     result = Result(settings(options), place.device, found, place.product_size)
     say(f"writing {options.rows:,} texts")
     base = list(islice(corpus.paragraphs(), min(options.rows, MOST_TEXTS)))

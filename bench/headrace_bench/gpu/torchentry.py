@@ -1,4 +1,4 @@
-"""Model -> repository entry whose engine is :mod:`headrace_bench.torchbert`."""
+"""Model -> repository entry whose engine is :mod:`headrace_bench.gpu.torchbert`."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import EXIT_ENVIRONMENT
-from headrace_bench.gpubusy import BusySampler
+from headrace_bench.gpu.busy import BusySampler
 from headrace_bench.sampling import even_rows, evenly
 from headrace_bench.vectors import least_cosine
 from headrace_launcher.build import Entry
