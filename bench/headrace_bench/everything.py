@@ -53,7 +53,7 @@ def steps(output: Path) -> Iterator[Step]:
     else:
         yield Step("peers", (*peers, "--tei", "docker"), instead=peers)
     yield Step("gpu", (*headrace, "gpu", *there), _gpu_missing())
-    for name in ("memory", "commits", "longrun", "serving", "stalls"):
+    for name in ("engineprofile", "memory", "commits", "longrun", "serving", "stalls"):
         yield Step(name, ("-m", f"headrace_bench.{name}"))
 
 

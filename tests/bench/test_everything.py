@@ -23,7 +23,10 @@ def test_what_the_machine_lacks_is_left_out(monkeypatch, tmp_path):
     monkeypatch.setattr(everything, "find_gpus", list)
     monkeypatch.setenv("PATH", str(tmp_path))
     found = list(steps(Path("there")))
-    assert names(found) == ["feed", "peers", "memory", "commits", "longrun", "serving", "stalls"]
+    assert names(found) == [
+        *("feed", "peers", "engineprofile"),
+        *("memory", "commits", "longrun", "serving", "stalls"),
+    ]
     assert missing(found) == {
         "TEI among the peers": "docker is not installed; or start TEI and run headrace bench peers "
         "--tei URL",
