@@ -526,13 +526,22 @@ def test_without_an_input_ms_marco_is_taken_where_a_hub_is(tmp_path, monkeypatch
 
 
 def test_docker_and_urls_do_not_go_together(tmp_path):
-    assert not peers.parse_arguments([]).tei
-    for given, image, said in (
-        (["docker", "http://127.0.0.1:1"], None, "leave the URLs out"),
-        (["http://127.0.0.1:1"], "x:1", "leave it out"),
+    given = ["docker", "http://127.0.0.1:1"]
+    with (
+        pytest.raises(UsageError, match="leave the URLs out"),
+        peertei.find_tei(given, tmp_path, [], 1, None),
     ):
-        with pytest.raises(UsageError, match=said), peertei.find_tei(given, tmp_path, [], 1, image):
-            pass
+        pass
+    with pytest.raises(UsageError, match="--tei-image is for --tei docker"):
+        peers.main(["--tei", "http://127.0.0.1:1", "--tei-image", "x:1"])
+
+
+@pytest.mark.parametrize("option", ["--json", "--markdown"])
+def test_the_input_is_not_written_over(texts, option):
+    before = texts.read_bytes()
+    with pytest.raises(UsageError, match=r"in\.jsonl is the input; name another file"):
+        peers.main(["--input", str(texts), option, str(texts)])
+    assert texts.read_bytes() == before
 
 
 @pytest.mark.parametrize(

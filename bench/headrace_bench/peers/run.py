@@ -45,7 +45,7 @@ from headrace_bench.peers.library import (
     SentenceTransformers,
     SentenceTransformersWay,
 )
-from headrace_bench.peers.tei import TeiPeer, TeiServers, find_tei
+from headrace_bench.peers.tei import DOCKER, TeiPeer, TeiServers, find_tei
 from headrace_bench.peers.texts import POOL, Texts, choose_texts
 from headrace_bench.peers.ways import CeilingWay, HeadraceWay
 from headrace_bench.results import Outcome, Way, add_outputs, command_line, outputs
@@ -194,7 +194,8 @@ def _outcome(found: _Measured, options: argparse.Namespace) -> Outcome:
     fastest = notes.fastest_of(ways, [name for name in ways if name.startswith(LIBRARY)])
     order = [HEADRACE, PROCESS, ceiling, *(n for n in ways if n.startswith(LIBRARY)), tei]
     ways = {name: ways[name] for name in order if name in ways}
-    against = [name for name in dict.fromkeys([DEFAULT, fastest, ceiling, tei]) if name in ways]
+    others = dict.fromkeys([DEFAULT, fastest, ceiling, tei])
+    against = [name for name in others if name in ways and ways[name].counts]
     texts = {
         "rows": len(work.texts),
         "source": found.chosen.source,
@@ -263,7 +264,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = argparse.ArgumentParser(
         prog="headrace bench peers",
         description="headrace from file to file, sentence-transformers, the engine alone and TEI "
-        "on the same rows. Exit codes: 0 measured, 1 headrace's vectors are wrong, 2 not measured.",
+        "on the same rows. Exit codes: 0 measured, 1 headrace's vectors are wrong, 2 not measured, "
+        "4 something is missing, or cannot be read or reached.",
     )
     parser.add_argument(
         "--input",
@@ -322,6 +324,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = parse_arguments(arguments)
     files = outputs(options)
+    if options.tei_image is not None and options.tei != [DOCKER]:
+        raise UsageError("--tei-image is for --tei docker; leave it out")
     if options.input is not None:
         read = find_inputs([options.input], format=options.format) if options.input != "-" else []
         inputs = {Path(item.path).resolve() for item in read if item.local}

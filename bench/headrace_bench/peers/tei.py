@@ -65,8 +65,6 @@ def find_tei(
         ServerError: a server does not answer.
     """
     if DOCKER not in given:
-        if image is not None:
-            raise UsageError("--tei-image is for --tei docker; leave it out")
         infos = [info(url) for url in given]
         yield TeiServers(list(given), infos, "running already", max_length)
         return
@@ -124,6 +122,9 @@ class TeiPeer:
     def describe(self) -> dict[str, Any]:
         """Returns what a reader must know of it, as JSON takes it; sentences under ``notes``."""
         way, servers = self._way, self._servers
+        told = {"how": servers.how, "infos": [asdict(each) for each in servers.infos], "notes": []}
+        if not way.rates:  # it has no speed, so there is nothing to say of how it was driven
+            return told
         notes = [
             f"{servers.name} ({servers.how}) was driven over keep-alive HTTP, truncation on, with "
             f"what was fastest of {len(way.table)} tries: batches of {way.batch_size}, "
@@ -155,11 +156,10 @@ class TeiPeer:
                 )
         if servers.name == NOT_TEI:
             notes.append(
-                "What answered in TEI's way does not say that it is TEI, so it may not be."
+                "What answered in TEI's way does not say what it was built from, as TEI does; so "
+                "it is not called TEI."
             )
-        return {
-            "how": servers.how,
-            "infos": [asdict(each) for each in servers.infos],
+        return told | {
             "search": [
                 {"batch_size": size, "in_flight": flight, "rows_per_second": rate}
                 for (size, flight), rate in way.table.items()

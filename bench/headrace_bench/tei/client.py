@@ -27,6 +27,7 @@ from headrace_bench.tei.wire import Requests, WrongAnswerError, read_answer, sho
 _HEADERS = {"content-type": "application/json", "accept-encoding": "identity"}
 _PASSING = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError)
 _BUSY = (429, 503)
+_CONNECT_SECONDS = 10.0  # a server whose queue of connections is full answers the next attempt
 _REMEDIES = {
     413: "its --max-client-batch-size or --payload-limit is less than was sent; raise it",
     422: "its --max-client-batch-size may be less than was sent, or a text is none to it",
@@ -58,7 +59,7 @@ class Sender:
         slots = len(self._job.urls)
         async with httpx.AsyncClient(
             headers=_HEADERS,
-            timeout=self._job.patience.timeout,
+            timeout=httpx.Timeout(self._job.patience.timeout, connect=_CONNECT_SECONDS),
             trust_env=False,
             limits=httpx.Limits(
                 max_connections=slots, max_keepalive_connections=slots, keepalive_expiry=None

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import UsageError
+from headrace_bench.options import say
 from headrace_bench.tei.driver import BUSY, Driven, Load, drive
 from headrace_bench.tei.info import NOT_TEI, TeiInfo, checked_url, info, wait_ready
 from headrace_bench.tei.job import Patience
@@ -184,6 +185,7 @@ class TeiWay:
         key = (size, concurrency)
         if key in self.table:
             return self.table[key]
+        say(f"{self.name}: trying requests of {size} rows, {concurrency} in flight")
         rows = self._rate * self._seconds
         if all(tried != size for tried, _ in self.table):
             rows = min(rows, _FIRST_ROWS)  # it may be slower by far
