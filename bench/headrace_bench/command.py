@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from headrace.errors import HeadraceError
+from headrace.errors import EXIT_USAGE, HeadraceError
 from headrace_bench.machine import describe, hardware, versions
 from headrace_bench.options import say, settings
 
@@ -37,6 +37,9 @@ def run(
         show: makes the table.
         to_json: makes what ``--json`` writes, beside the settings and the machine.
     """
+    if options.folder is not None and not options.folder.is_dir():
+        say(f"error: --folder {options.folder} is not a folder; name one that exists")
+        return EXIT_USAGE
     try:
         with tempfile.TemporaryDirectory(dir=options.folder, prefix="headrace-") as folder:
             found = measure(options, Path(folder))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace.blocks import BadRow, Block
-from headrace.config import FormatChoice
+from headrace.config import FormatChoice, IdType
 from headrace.inputs import find_inputs
 from headrace.records import parse
 from headrace.sources import read_blocks
@@ -21,12 +21,14 @@ class TextBlock:
     Attributes:
         first_row: number of the first one in the whole input.
         texts: Arrow string[rows]; "" at the bad rows.
+        ids: any type [rows], null where a record has none; None where none were asked for.
         bad: those that have no text, ascending, numbered from this block's first row.
         block: where they come from; :func:`headrace.blocks.name_rows` names lines of it.
     """
 
     first_row: int
     texts: Any
+    ids: Any | None
     bad: tuple[BadRow, ...]
     block: Block
 
@@ -37,6 +39,8 @@ def read_texts(
     text_field: str = "text",
     format: FormatChoice = "auto",  # noqa: A002 -- as the option is called
     own: Collection[Path] = (),
+    id_field: str | None = None,
+    id_type: IdType = "string",
 ) -> Iterator[TextBlock]:
     """Yields the texts of files, in order.
 
@@ -45,6 +49,8 @@ def read_texts(
         text_field: likewise.
         format: likewise.
         own: files that are left out of folders and of what a glob matches.
+        id_field: field or column of the ids, or None for none.
+        id_type: of those in JSONL: ``int64`` or ``string``.
 
     Raises:
         HeadraceError: they cannot be read.
@@ -52,10 +58,10 @@ def read_texts(
     first_row = 0
     for block in read_blocks(
         find_inputs(list(inputs), format=format, own=own),
-        columns=[text_field],
+        columns=[text_field] if id_field in {None, text_field} else [text_field, id_field],
         block_bytes=4 << 20,
         block_rows=1 << 14,
     ):
-        found = parse(block, text_field=text_field, id_field=None, id_type="string")
-        yield TextBlock(first_row, found.texts, found.bad, block)
+        found = parse(block, text_field=text_field, id_field=id_field, id_type=id_type)
+        yield TextBlock(first_row, found.texts, found.ids, found.bad, block)
         first_row += block.rows

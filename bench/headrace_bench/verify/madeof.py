@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from headrace.config import FormatChoice
 from headrace.errors import MachineError, UsageError
 from headrace.manifest import read_manifest
+from headrace.reading import DEFAULT_ID_FIELD
 from headrace.sinks import manifest_path
 
 _Value = TypeVar("_Value", str, int)
@@ -29,6 +30,10 @@ class MadeOf:
         precision: what it computed in: ``fp32``, ``bf16`` or ``fp16``.
         dtype: type of the written values.
         dimension: length of a vector.
+        normalized: whether vectors have the length 1.
+        rows: how many rows the output has by its manifest.
+        ids: what its ids are: ``row numbers``, or a type; None where that is not known.
+        id_field: field or column that they come from, where they are no row numbers.
         prompt: text in front of every row.
         max_length: tokens a row was cut to.
         on_error: what became of bad rows: ``null``, ``skip`` or ``fail``.
@@ -44,6 +49,10 @@ class MadeOf:
     precision: str | None
     dtype: str | None
     dimension: int | None
+    normalized: bool | None
+    rows: int | None
+    ids: str | None
+    id_field: str
     prompt: str | None
     max_length: int | None
     on_error: str
@@ -68,12 +77,14 @@ def made_of(output: Path, options: argparse.Namespace) -> MadeOf:
     try:
         saved = read_manifest(path)
     except MachineError as error:
-        error.add_note("without it (move it away) --model and the other settings are to be given")
-        raise
+        raise MachineError(
+            f"{path} is damaged, or of another version of headrace; move it away and give --model "
+            f"and the other settings"
+        ) from error
     job = {} if saved is None else saved.job
     model = options.model or _told(job, "model", str)
     if model is None:
-        why = f"there is no {path} to tell"
+        why = f"{path} is empty and cannot tell" if path.exists() else f"there is no {path} to tell"
         if saved is not None:
             why = f"{path} is of an earlier version and does not tell"
         raise UsageError(f"{why} which model made {output}; name it with --model")
@@ -87,6 +98,10 @@ def made_of(output: Path, options: argparse.Namespace) -> MadeOf:
         precision=_told(job, "precision", str),
         dtype=_told(job, "dtype", str),
         dimension=_either(options.truncate_dim, _told(job, "dimension", int)),
+        normalized=job["normalize"] if isinstance(job.get("normalize"), bool) else None,
+        rows=saved.records[-1].written if saved is not None and saved.records else None,
+        ids=None if saved is None else saved.ids,
+        id_field=_told(job, "id field", str) or DEFAULT_ID_FIELD,
         prompt=_either(options.prompt, _told(job, "prompt", str)),
         max_length=_either(options.max_length, _told(job, "max length", int)),
         on_error=options.on_error or _told(job, "on-error", str) or "null",
@@ -97,7 +112,9 @@ def made_of(output: Path, options: argparse.Namespace) -> MadeOf:
 
 def _told(job: dict[str, Any], name: str, kind: type[_Value]) -> _Value | None:
     value = job.get(name)
-    return value if isinstance(value, kind) and not isinstance(value, bool) else None
+    if not isinstance(value, kind) or isinstance(value, bool):
+        return None
+    return None if isinstance(value, int) and value < 1 else value
 
 
 def _either(asked: _Value | None, told: _Value | None) -> _Value | None:

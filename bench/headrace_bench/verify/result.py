@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from headrace.errors import LONGEST
 from headrace_bench.vectors import Cosines, histogram
 from headrace_bench.verify.madeof import MadeOf
+from headrace_bench.verify.rows import BadRows, Ids, are, rows_of, shown_rows
 
-_MOST_ROWS = 5
 _LONGEST_TEXT = 60
 
 
@@ -53,47 +53,6 @@ class Neighbours:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BadRows:
-    """Rows without a vector, against the errors file.
-
-    Attributes:
-        errors_file: its name.
-        invalid: rows of the output without a vector: null, or a number that is not finite.
-        listed: how many rows the errors file describes.
-        unlisted: int64[n], rows without a vector that it should describe, and does not.
-        unfounded: int64[n], rows that it describes, and that have a vector or are not there.
-        textless: records without a text that it does not describe.
-        textless_places: where the first of these stand.
-        skipped: whether bad rows were to be left out of the output.
-    """
-
-    errors_file: str
-    invalid: int
-    listed: int
-    unlisted: NDArray[np.int64]
-    unfounded: NDArray[np.int64]
-    textless: int
-    textless_places: tuple[str, ...]
-    skipped: bool
-
-    def faults(self) -> Iterator[str]:
-        """Yields what does not fit, in words."""
-        name = self.errors_file
-        if count := len(self.unlisted):
-            how = f"not in {name}"
-            if self.skipped:
-                how = "there, though bad rows were left out"
-            yield f"{_rows(count)} without a vector {_are(count)} {how}: {_shown(self.unlisted)}"
-        if count := len(self.unfounded):
-            what = "not in the input" if self.skipped else "not without a vector in the output"
-            yield f"{_rows(count)} in {name} {_are(count)} {what}: {_shown(self.unfounded)}"
-        if count := self.textless:
-            more = ", ..." if count > len(self.textless_places) else ""
-            where = "; ".join(self.textless_places) + more
-            yield f"{_rows(count)} of the input without a text {_are(count)} not in {name}: {where}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
     """Everything that was found.
 
@@ -112,6 +71,8 @@ class Result:
         expected_rows: how many rows the output should have.
         expected_dimension: how long its vectors should be.
         bad: rows without a vector.
+        odd_lengths: int64[n], rows whose vector has another length than 1, where it should be 1.
+        ids: of Parquet outputs.
         compared: rows that were compared.
         seed: of the random sample.
         least_allowed: cosine below which a row is wrong.
@@ -136,6 +97,8 @@ class Result:
     expected_rows: int
     expected_dimension: int
     bad: BadRows
+    odd_lengths: NDArray[np.int64]
+    ids: Ids
     compared: int
     seed: int
     least_allowed: float
@@ -150,7 +113,9 @@ class Result:
         """What is wrong, in words; nothing where all is right."""
         found: list[str] = []
         if self.rows != self.expected_rows:
-            found.append(f"{_rows(self.rows)}, and the input makes {self.expected_rows:,}")
+            found.append(f"{rows_of(self.rows)}, and the input makes {self.expected_rows:,}")
+        if self.made.rows not in {None, self.rows}:
+            found.append(f"{rows_of(self.rows)}, and its manifest tells of {self.made.rows:,}")
         if self.dimension != self.expected_dimension:
             found.append(
                 f"vectors have {self.dimension} dimensions, and should have "
@@ -159,12 +124,16 @@ class Result:
         if self.made.dtype not in {None, self.dtype}:
             found.append(f"values are {self.dtype}, and should be {self.made.dtype}")
         found += self.bad.faults()
+        found += self.ids.faults()
+        if count := len(self.odd_lengths):
+            what = "a vector whose length is not 1"
+            found.append(f"{rows_of(count)} with {what}: {shown_rows(self.odd_lengths)}")
         if self.below:
             count, held = len(self.below), sum(each.holds is not None for each in self.below)
             others = f"; {held:,} of them hold another's vector" if held else ""
             found.append(
-                f"the least cosine is {_cosine(self.below[0].cosine)}, and {_rows(count)} of "
-                f"{self.compared:,} {_are(count)} below {self.least_allowed}{others}"
+                f"the least cosine is {_cosine(self.below[0].cosine)}, and {rows_of(count)} of "
+                f"{self.compared:,} {are(count)} below {self.least_allowed}{others}"
             )
         return tuple(found)
 
@@ -181,6 +150,8 @@ class Result:
         found |= {
             "made": asdict(self.made),
             "bad": asdict(self.bad),
+            "odd_lengths": self.odd_lengths,
+            "ids": asdict(self.ids),
             "cosines": None if self.cosines is None else asdict(self.cosines),
             "histogram": None if self.cosines is None else dict(histogram(self.cosines)),
             "neighbours": None if self.neighbours is None else asdict(self.neighbours),
@@ -204,14 +175,16 @@ def show(result: Result) -> str:
     made, bad = result.made, result.bad
     prompt = f'prompt "{in_one_line(result.prompt)}"' if result.prompt else "no prompt"
     lines = [
-        f"output      {result.output}: {_rows(result.rows)} of {result.dimension} {result.dtype}",
+        f"output      {result.output}: {rows_of(result.rows)} of {result.dimension} {result.dtype}",
         f"input       {result.records:,} records in {', '.join(result.inputs)}",
         f"bad rows    {bad.invalid:,} without a vector, {bad.listed:,} in {bad.errors_file}"
+        + (f", {bad.by_model:,} of these by the model" if bad.by_model else "")
         + (" (left out of the output)" if bad.skipped else ""),
+        *([f"ids         {_of_ids(result.ids)}"] if result.ids.what else []),
         f"model       {result.model} · {prompt} · at most {result.max_length} tokens",
         f"computed    {_computed(made)}, written as {result.dtype}",
         f"reference   {result.reference}",
-        f"sample      {result.compared:,} of {_rows(result.rows)}, seed {result.seed}; a cosine "
+        f"sample      {result.compared:,} of {rows_of(result.rows)}, seed {result.seed}; a cosine "
         f"below {result.least_allowed} is wrong",
     ]
     lines += _show_cosines(result)
@@ -223,6 +196,13 @@ def _computed(made: MadeOf) -> str:
     if made.manifest is None:
         return "in a precision that is not known (there is no manifest)"
     return f"in {made.precision or 'an unknown precision'} by {made.engine or 'an unknown engine'}"
+
+
+def _of_ids(ids: Ids) -> str:
+    if not ids.compared:
+        return ids.what
+    right = ids.compared - len(ids.wrong)
+    return f"{ids.what}: {right:,} of the {ids.compared:,} in the sample are right"
 
 
 def _show_cosines(result: Result) -> list[str]:
@@ -281,16 +261,3 @@ def _plain(value: Any) -> Any:
 
 def _cosine(value: float) -> str:
     return "no number" if math.isnan(value) else f"{value:.7f}"
-
-
-def _rows(count: int) -> str:
-    return "1 row" if count == 1 else f"{count:,} rows"
-
-
-def _are(count: int) -> str:
-    return "is" if count == 1 else "are"
-
-
-def _shown(rows: NDArray[np.int64] | Sequence[int]) -> str:
-    more = f" and {len(rows) - _MOST_ROWS:,} more" if len(rows) > _MOST_ROWS else ""
-    return ", ".join(str(int(row)) for row in rows[:_MOST_ROWS]) + more

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +23,15 @@ class Pick:
         row: its number in the output.
         place: where its text stands: file, and line or row.
         text: what was embedded, without a prompt.
+        record: number of its record in the input.
+        id: of the record, as Python has it; None where none was read.
     """
 
     row: int
     place: str
     text: str
+    record: int
+    id: Any = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +44,7 @@ class Found:
         picks: the rows that were asked for and have a text, ascending.
         unlisted: how many have no text and are not listed as bad.
         unlisted_places: where the first of these stand, and what is wrong with them.
+        readable: int64[n], the records that are listed as bad and have a text, ascending.
     """
 
     records: int
@@ -46,6 +52,7 @@ class Found:
     picks: tuple[Pick, ...]
     unlisted: int
     unlisted_places: tuple[str, ...]
+    readable: NDArray[np.int64]
 
 
 def draw(total: int, count: int, seed: int, without: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -86,11 +93,14 @@ def find_texts(
     records = good = unlisted = 0
     picks: list[Pick] = []
     places: list[str] = []
+    readable = [np.empty(0, np.int64)]
     for block in blocks:
         rows = block.block.rows
         start, stop = np.searchsorted(listed, [records, records + rows])
         valid = np.ones(rows, np.bool_)
         valid[listed[start:stop] - records] = False
+        textless = [bad.row for bad in block.bad]
+        readable.append(np.setdiff1d(listed[start:stop], np.array(textless, np.int64) + records))
         for bad in block.bad:
             if valid[bad.row]:
                 unlisted += 1
@@ -104,7 +114,8 @@ def find_texts(
             at = int(places_of[row - begin])
             if valid[at]:
                 place = name_rows(block.block, [at])
-                picks.append(Pick(row, place, block.texts[at].as_py()))
+                own = None if block.ids is None else block.ids[at].as_py()
+                picks.append(Pick(row, place, block.texts[at].as_py(), records + at, own))
         records += rows
         good += len(left)
     return Found(
@@ -113,4 +124,5 @@ def find_texts(
         picks=tuple(picks),
         unlisted=unlisted,
         unlisted_places=tuple(places),
+        readable=np.concatenate(readable),
     )

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from headrace.decompress import one_line
 from headrace.errors import MachineError, UsageError
+from headrace.feeder import NO_NUMBER
 from headrace.sinks import partial_folder
 
 _CHUNK_VALUES = 4 << 20  # of vectors that are in memory at once
-_COLUMN = "embedding"
+_COLUMN, _IDS = "embedding", "id"
 _TYPES = (np.dtype("<f4"), np.dtype("<f2"))
 
 
@@ -33,6 +34,7 @@ class Written:
         rows: how many rows it has.
         dimension: length of a vector.
         dtype: type of its values.
+        ids: whether it has ids.
         offset: byte at which they begin, in a ``.npy`` file.
     """
 
@@ -40,10 +42,13 @@ class Written:
     rows: int
     dimension: int
     dtype: np.dtype[Any]
+    ids: bool = False
     offset: int = 0
 
-    def chunks(self) -> Iterator[NDArray[np.floating]]:
-        """Yields all rows in order, ``dtype``[some, dimension]; a row that is null is NaN.
+    def chunks(self) -> Iterator[tuple[NDArray[np.floating], Any | None]]:
+        """Yields all rows in order, ``dtype``[some, dimension], and their ids, if there are any.
+
+        A row that is null is NaN.
 
         Raises:
             MachineError: the file cannot be read.
@@ -54,7 +59,7 @@ class Written:
         except (OSError, pa.ArrowException) as error:
             raise _unreadable(self.path, error) from error
 
-    def _npy(self, rows: int) -> Iterator[NDArray[np.floating]]:
+    def _npy(self, rows: int) -> Iterator[tuple[NDArray[np.floating], Any | None]]:
         with self.path.open("rb") as file:
             file.seek(self.offset)
             for start in range(0, self.rows, rows):
@@ -62,17 +67,18 @@ class Written:
                 values = np.fromfile(file, self.dtype, count * self.dimension)
                 if len(values) != count * self.dimension:
                     raise _broken(self.path)
-                yield values.reshape(count, self.dimension)
+                yield values.reshape(count, self.dimension), None
 
-    def _parquet(self, rows: int) -> Iterator[NDArray[np.floating]]:
+    def _parquet(self, rows: int) -> Iterator[tuple[NDArray[np.floating], Any | None]]:
+        columns = [_COLUMN, *([_IDS] if self.ids else [])]
         with pq.ParquetFile(self.path) as file:
-            for batch in file.iter_batches(batch_size=rows, columns=[_COLUMN]):
-                column = batch.column(0)
+            for batch in file.iter_batches(batch_size=rows, columns=columns):
+                column = batch.column(_COLUMN)
                 valid = column.is_valid().to_numpy(zero_copy_only=False)
                 vectors = np.full((len(column), self.dimension), np.nan, self.dtype)
                 values = column.flatten().to_numpy(zero_copy_only=False)  # without the null rows'
                 vectors[valid] = values.reshape(-1, self.dimension)
-                yield vectors
+                yield vectors, batch.column(_IDS) if self.ids else None
 
 
 def open_written(path: Path) -> Written:
@@ -111,7 +117,8 @@ def _open_npy(path: Path) -> Written:
             raise _strange(path, "its header is none of NumPy's") from error
         offset = file.tell()
     if len(shape) != 2 or fortran or dtype not in _TYPES:
-        raise _strange(path, f"it holds {dtype}{list(shape)}")
+        order = ", in Fortran's order" if fortran else ""
+        raise _strange(path, f"it holds {dtype}{list(shape)}{order}")
     if path.stat().st_size != offset + shape[0] * shape[1] * dtype.itemsize:
         raise _broken(path)
     return Written(path=path, rows=shape[0], dimension=shape[1], dtype=dtype, offset=offset)
@@ -126,7 +133,8 @@ def _open_parquet(path: Path) -> Written:
     if kind.value_type not in {pa.float32(), pa.float16()}:
         raise _strange(path, f"its column {_COLUMN!r} holds {kind.value_type}")
     dtype = np.dtype(kind.value_type.to_pandas_dtype())
-    return Written(path=path, rows=rows, dimension=kind.list_size, dtype=dtype)
+    ids = _IDS in schema.names
+    return Written(path=path, rows=rows, dimension=kind.list_size, dtype=dtype, ids=ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,37 +144,63 @@ class Scan:
     Attributes:
         invalid: int64[n], the rows that are null, or have a NaN or an infinite number; ascending.
         vectors: float32[wanted, dimension], the rows that were asked for.
+        ids: their ids, as Python has them; nothing where the output has none.
+        odd: int64[n], the rows whose length is not 1, as far as it was to be; ascending.
     """
 
     invalid: NDArray[np.int64]
     vectors: NDArray[np.float32]
+    ids: list[Any]
+    odd: NDArray[np.int64]
 
 
-def scan(written: Written, wanted: NDArray[np.int64]) -> Scan:
+def scan(written: Written, wanted: NDArray[np.int64], tolerance: float | None) -> Scan:
     """Looks at every row of an output, in memory that does not grow with it.
 
     Args:
         written: the output.
         wanted: int64[n], rows to take out, ascending.
+        tolerance: by how much the length of a vector may differ from 1; None lets it be any.
 
     Raises:
         MachineError: the file cannot be read.
     """
     vectors = np.empty((len(wanted), written.dimension), np.float32)
-    invalid = [np.empty(0, np.int64)]
+    invalid, odd = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    ids: list[Any] = []
     first = 0
-    for chunk in written.chunks():
+    for chunk, names in written.chunks():
         start, stop = np.searchsorted(wanted, [first, first + len(chunk)])
-        vectors[start:stop] = chunk[wanted[start:stop] - first]
-        invalid.append(np.flatnonzero(~np.isfinite(chunk).all(axis=1)) + first)
+        some = wanted[start:stop] - first
+        vectors[start:stop] = chunk[some]
+        if names is not None:
+            ids += names.take(pa.array(some)).to_pylist()
+        finite = np.isfinite(chunk).all(axis=1)
+        invalid.append(np.flatnonzero(~finite) + first)
+        if tolerance is not None:
+            lengths = np.linalg.norm(chunk.astype(np.float32), axis=1)
+            odd.append(np.flatnonzero(finite & ~(np.abs(lengths - 1) <= tolerance)) + first)
         first += len(chunk)
     if first != written.rows:
         raise _broken(written.path)
-    return Scan(np.concatenate(invalid), vectors)
+    return Scan(np.concatenate(invalid), vectors, ids, np.concatenate(odd))
 
 
-def read_bad_rows(path: Path) -> NDArray[np.int64]:
-    """Returns int64[n]: the rows of the run that an errors file describes, ascending, each once.
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What an errors file describes.
+
+    Attributes:
+        rows: int64[n], rows of the run, ascending, each once.
+        by_model: int64[m], those among them for which the model gave no vector.
+    """
+
+    rows: NDArray[np.int64]
+    by_model: NDArray[np.int64]
+
+
+def read_bad_rows(path: Path) -> Listed:
+    """Returns the rows of the run that an errors file describes.
 
     Args:
         path: the file; where there is none there are no bad rows.
@@ -174,30 +208,37 @@ def read_bad_rows(path: Path) -> NDArray[np.int64]:
     Raises:
         MachineError: it cannot be read, or is no errors file.
     """
-    rows = array("q")
+    rows, by_model = array("q"), array("q")
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
-                if (row := _row(line)) is None:
+                row, reason = _row(line)
+                if row is None:
                     raise MachineError(
                         f"{path}, line {number}: is not a bad row as headrace writes them; put the "
                         f"file back as it was written"
                     )
                 rows.append(row)
+                if reason == NO_NUMBER:
+                    by_model.append(row)
     except FileNotFoundError:
         pass
     except OSError as error:
         raise MachineError(f"{path} cannot be read: {error.strerror}; make it readable") from error
-    return np.unique(np.array(rows, np.int64))
+    return Listed(np.unique(np.array(rows, np.int64)), np.unique(np.array(by_model, np.int64)))
 
 
-def _row(line: bytes) -> int | None:
+def _row(line: bytes) -> tuple[int | None, Any]:
+    """Returns row and reason of a line; the row is None where the line is none."""
     try:
         found = json.loads(line)
     except (ValueError, RecursionError):
-        return None
-    row = found.get("row") if isinstance(found, dict) else None
-    return row if type(row) is int and 0 <= row < 1 << 63 else None
+        return None, None
+    if not isinstance(found, dict):
+        return None, None
+    row = found.get("row")
+    good = type(row) is int and 0 <= row < 1 << 63
+    return (row if good else None), found.get("reason")
 
 
 def _strange(path: Path, why: str) -> UsageError:
