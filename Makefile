@@ -68,7 +68,7 @@ fuzz: $(VENV)/.dev ## read damaged files of all formats for SECONDS=600; make te
 	PYTHONPATH=tests $(BIN)/python -m fuzz --seconds $(SECONDS)
 
 test-torch: $(VENV)/.torch ## install torch, then the tests against sentence-transformers
-	$(BIN)/python -m pytest -m torch
+	$(BIN)/python -m pytest -n 2 -m torch
 
 test-rtx: $(VENV)/.rtx ## install TensorRT for RTX, then build real plans with it, which needs no GPU
 	$(BIN)/python -m pytest -n 2 tests/launcher/engines tests/launcher/test_plans.py

@@ -359,9 +359,15 @@ def servers_of(child, name):
     return [each for each in found if name in " ".join(each.cmdline())]
 
 
-@pytest.mark.parametrize("feeders", [0, 2])
-@pytest.mark.parametrize("process", ["backend_stub", "tritonserver"])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["KILL", "STOP"])
+@pytest.mark.parametrize(
+    ("number", "process", "feeders"),
+    [  # each two of a signal, a process and a way of feeding meet once
+        pytest.param(signal.SIGKILL, "backend_stub", 0, id="KILL-backend_stub-0"),
+        pytest.param(signal.SIGKILL, "tritonserver", 2, id="KILL-tritonserver-2"),
+        pytest.param(signal.SIGSTOP, "backend_stub", 2, id="STOP-backend_stub-2"),
+        pytest.param(signal.SIGSTOP, "tritonserver", 0, id="STOP-tritonserver-0"),
+    ],
+)
 def test_a_server_that_dies_or_hangs_is_started_again(
     headrace, want, tmp_path, process, number, feeders
 ):
