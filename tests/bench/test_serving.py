@@ -14,17 +14,17 @@ from headrace_bench.serving import Seen
 def test_all_ways_are_measured(tmp_path, capsys):
     path = tmp_path / "result.json"
     words = ["--engine", "openvino", "--connections", "8", "--seconds", "2", "--repetitions", "1"]
-    words += ["--shares", "0.3", "--file-rows", "3000", "--folder", str(tmp_path)]
+    words += ["--shares", "0.8", "--file-rows", "3000", "--folder", str(tmp_path)]
     assert serving.main([*words, "--json", str(path)]) == 0
     seen = {
         each["way"]: each for each in json.loads(path.read_text())["seen"] if each["connections"]
     }
-    assert set(seen) == {"dynamic batching", "without", "beside a run, --share 0.3"}
+    assert set(seen) == {"dynamic batching", "without", "beside a run, --share 0.8"}
     assert all(each["answers"] > 0 and each["errors"] == 0 for each in seen.values())
     assert all(0 < each["p50"] <= each["p99"] for each in seen.values())
     assert seen["without"]["batch"] == 1
     assert seen["dynamic batching"]["batch"] > 1
-    assert seen["beside a run, --share 0.3"]["file_rows"] > 0
+    assert seen["beside a run, --share 0.8"]["file_rows"] > 0
     assert "dynamic batching" in capsys.readouterr().out
     assert [left.name for left in tmp_path.iterdir()] == ["result.json"]
 

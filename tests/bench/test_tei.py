@@ -17,7 +17,9 @@ from fastapi.testclient import TestClient
 
 from bench.teistandin import DIMENSION, StandIn, vector_of
 from headrace.errors import ServerError, UsageError
-from headrace_bench.tei.way import NOT_TEI, Patience, TeiWay, info, wait_ready
+from headrace_bench.tei.info import NOT_TEI, info, wait_ready
+from headrace_bench.tei.job import Patience
+from headrace_bench.tei.way import TeiWay
 from headrace_launcher.gateway.app import make_app
 from headrace_launcher.gateway.settings import GatewaySettings
 from headrace_launcher.processes import children_of, parent_of

@@ -580,7 +580,7 @@ def test_without_a_server_it_says_so_and_gets_well_when_there_is_one(repository)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_gateway_that_is_stopped_lets_requests_end(serving, number):
     with a_gateway(serving.endpoints.grpc, "--model", FP32) as (url, process):
-        body = {"inputs": ["word " * 200] * 200}
+        body = {"inputs": ["word " * 200] * 60}
         with ThreadPoolExecutor(3) as pool:
             asked = [
                 pool.submit(httpx.post, f"{url}/embed", json=body, timeout=60) for _ in range(3)
@@ -589,7 +589,7 @@ def test_a_gateway_that_is_stopped_lets_requests_end(serving, number):
             process.send_signal(number)
             answers = [each.result() for each in asked]
         assert [each.status_code for each in answers] == [200] * 3
-        assert len(answers[0].json()) == 200
+        assert len(answers[0].json()) == 60
         assert process.wait(30) == 0
         assert "stopped" in process.stderr.read()
         with pytest.raises(httpx.ConnectError):

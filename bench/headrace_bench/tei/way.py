@@ -17,11 +17,9 @@ from numpy.typing import NDArray
 from headrace.errors import UsageError
 from headrace_bench.options import say
 from headrace_bench.tei.driver import BUSY, Driven, Load, drive
-from headrace_bench.tei.info import NOT_TEI, TeiInfo, checked_url, info, wait_ready
+from headrace_bench.tei.info import NOT_TEI, checked_url, info
 from headrace_bench.tei.job import Patience
 from headrace_bench.tei.wire import quote
-
-__all__ = ["NOT_TEI", "Patience", "TeiInfo", "TeiWay", "info", "wait_ready"]
 
 BATCH_SIZES = (1, 8, 32, 128, 512, 2048)
 GROWTH = 1.05
