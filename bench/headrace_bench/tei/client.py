@@ -66,7 +66,7 @@ class Sender:
             ),
         ) as client:
             await asyncio.gather(
-                *(self._ask(client, "GET", f"{url}/health", b"") for url in self._job.urls)
+                *(self._ask(client, "GET", f"{url}/info", b"") for url in self._job.urls)
             )
             self._retries = 0
             say("ready", {})
