@@ -127,7 +127,7 @@ def plan(seed: int, number: int) -> Planned:
 
 
 def short_plan(seed: int, suffix: str) -> Iterator[Planned]:
-    """Yields rounds for one kind of output, which between both kinds have every step."""
+    """Yields rounds for one kind of output; both have every step and every kill between them."""
     chance = random.Random(f"{seed} {suffix}")
     odd = suffix == ".parquet"
     # Few kinds of bytes: each wants a run that nobody interrupts.
@@ -142,10 +142,12 @@ def short_plan(seed: int, suffix: str) -> Iterator[Planned]:
     for feeders, half in enumerate((steps[::2], steps[1::2])):
         kills = [some_kill(chance, "step", step, most=2) for step in half]
         yield Planned("steps", job(feeders), kills, chance)
-    yield Planned("client", job(0), [some_kill(chance, "client")], chance)
     asked = "SIGINT" if odd else "SIGTERM"
     yield Planned(asked, job(1), [some_kill(chance, asked)], chance)
-    yield Planned("feeder", job(1), [some_kill(chance, "feeder")], chance)
+    if odd:
+        yield Planned("client", job(0), [some_kill(chance, "client")], chance)
+    else:
+        yield Planned("feeder", job(1), [some_kill(chance, "feeder")], chance)
     kill = [some_kill(chance, "server")]
     if odd:
         yield Planned("server elsewhere", job(1), kill, chance)
