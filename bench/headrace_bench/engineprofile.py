@@ -1,9 +1,9 @@
 """Where does the CPU engine's time go, and could it go elsewhere? The profile behind the ceiling.
 
 OpenVINO counts the time of each operation of the model, on ready batches in one stream on one core.
-Beside it stands what a large matrix product in the same precision reaches on that core (NumPy's
-BLAS), and what the engine comes to in operations a second: so it can be seen how much of the time
-is matrix products, how near they are to what the core can do, and what the rest costs.
+Beside it stands what a large matrix product in fp32 reaches on that core (NumPy's BLAS), and what
+the products with the model's matrices come to: so it can be seen how much of the time these are,
+how near they are to what the core can do, and what the rest costs, attention among it.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from headrace_bench.options import positive, say
 from headrace_bench.stats import spread
 from headrace_bench.workload import Workload
 from headrace_launcher.build import Entry, build
+from headrace_launcher.hosted.cpu import PRECISIONS
 from headrace_launcher.locate import locate
 from headrace_launcher.repository import VERSION_FOLDER
 
-PRODUCTS = {"FullyConnected", "MatMul", "ScaledDotProductAttention", "MHA"}
-"""Operations (OpenVINO's names of them on a CPU) that are matrix products for the most part."""
+PRODUCT = "FullyConnected"
+"""What OpenVINO calls a product with one of the model's matrices on a CPU."""
 SIZE, PRODUCT_RUNS = 1536, 5
-_PRODUCT = """
+_LARGE_PRODUCT = """
 import json, sys, time
 import numpy as np
 size, runs = map(int, sys.argv[1:])
@@ -57,11 +58,13 @@ class Profile:
         precision: what the engine computed in.
         seconds: of all operations together.
         shares: part of that, 0 to 1, by kind of operation, the largest first.
-        products: part of it in matrix products.
         flops: floating-point operations of the batches, see ``Geometry.flops``.
         flops_per_second: of the engine, all of its time counted.
-        product_flops_per_second: the same of its matrix products alone.
+        product_flops: those of the products with the model's matrices alone.
+        product_flops_per_second: of these, by their own time.
         numpy_flops_per_second: of a large matrix product in fp32.
+        of_numpy: the last but one over the last.
+        if_products_alone: how many times as fast the engine would be without all the rest.
     """
 
     rows: int
@@ -69,11 +72,13 @@ class Profile:
     precision: str
     seconds: float
     shares: dict[str, float]
-    products: float
     flops: int
     flops_per_second: float
+    product_flops: int
     product_flops_per_second: float
     numpy_flops_per_second: float
+    of_numpy: float
+    if_products_alone: float
 
 
 def measure(options: argparse.Namespace, folder: Path) -> Profile:
@@ -97,22 +102,24 @@ def measure(options: argparse.Namespace, folder: Path) -> Profile:
     say(f"OpenVINO: {len(work.batches)} batches")
     times = _times(entry, work)
     seconds = sum(times.values())
-    products = sum(times[kind] for kind in PRODUCTS)
     geometry = _geometry(locate(options.model, revision=None).folder)
     padded = sum(batch.ids.size for batch in work.batches)
     squares = sum(len(batch.ids) * batch.ids.shape[1] ** 2 for batch in work.batches)
-    flops = geometry.flops(padded, squares)
+    flops, of_products = geometry.flops(padded, squares), geometry.flops(padded, 0)
+    rate = of_products / times[PRODUCT]
     return Profile(
         rows=options.rows,
         batches=len(work.batches),
         precision=entry.contract.precision,
         seconds=seconds,
         shares={kind: spent / seconds for kind, spent in times.most_common()},
-        products=products / seconds,
         flops=flops,
         flops_per_second=flops / seconds,
-        product_flops_per_second=flops / products if products else 0.0,
+        product_flops=of_products,
+        product_flops_per_second=rate,
         numpy_flops_per_second=numpy,
+        of_numpy=rate / numpy,
+        if_products_alone=seconds / times[PRODUCT],
     )
 
 
@@ -124,11 +131,11 @@ def show(found: Profile) -> str:
             f"{found.rows:,} rows in {found.batches:,} batches, {found.precision}, one core; "
             f"{found.seconds:.1f} s in operations:",
             *shares,
-            f"matrix products: {found.products:.1%} of the time, "
-            f"{found.product_flops_per_second / 1e9:,.1f} GFLOP/s",
-            f"all together: {found.flops_per_second / 1e9:,.1f} GFLOP/s",
-            f"a large matrix product in NumPy, fp32, on the same core: "
-            f"{found.numpy_flops_per_second / 1e9:,.1f} GFLOP/s",
+            f"{PRODUCT}: {found.product_flops_per_second / 1e9:,.1f} GFLOP/s, {found.of_numpy:.2f} "
+            f"of the {found.numpy_flops_per_second / 1e9:,.1f} of a large product in NumPy (fp32) "
+            "on the same core",
+            f"all together: {found.flops_per_second / 1e9:,.1f} GFLOP/s; with nothing but "
+            f"{PRODUCT} it would be {found.if_products_alone:.2f} times as fast",
         ]
     )
 
@@ -136,7 +143,7 @@ def show(found: Profile) -> str:
 def _times(entry: Entry, work: Workload) -> Counter[str]:
     """Returns seconds by kind of operation; a first pass prepares what each shape needs."""
     openvino: Any = importlib.import_module("openvino")
-    precision = {"fp32": "f32", "bf16": "bf16"}[entry.contract.precision]
+    precision = PRECISIONS[entry.contract.precision]
     settings = {
         "PERF_COUNT": True,
         "NUM_STREAMS": 1,
@@ -164,7 +171,7 @@ def _numpy_flops() -> float:
     """
     one = {f"{name}_NUM_THREADS": "1" for name in ("OPENBLAS", "MKL", "OMP")}
     done = subprocess.run(
-        [sys.executable, "-c", _PRODUCT, str(SIZE), str(PRODUCT_RUNS)],
+        [sys.executable, "-c", _LARGE_PRODUCT, str(SIZE), str(PRODUCT_RUNS)],
         env=os.environ | one,
         capture_output=True,
         text=True,

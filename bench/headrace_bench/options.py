@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,52 +12,38 @@ REMEDY = "pip install 'headrace[bench]' (it needs torch, too)"
 """For whoever lacks sentence-transformers."""
 
 
-def positive(text: str) -> int:
-    """Reads a whole number of at least 1.
+def whole(least: int) -> Callable[[str], int]:
+    """Returns what reads a whole number of at least ``least`` for argparse."""
 
-    Raises:
-        argparse.ArgumentTypeError: it is none.
+    def read(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, not {value}")
+        return value
+
+    return read
+
+
+positive = whole(1)
+
+
+def number(low: float, high: float, *, above: bool = False) -> Callable[[str], float]:
+    """Returns what reads a number from ``low`` to ``high`` for argparse.
+
+    Args:
+        low: the least, or with ``above`` what it must be above.
+        high: the most.
+        above: see ``low``.
     """
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
-    return value
 
+    def read(text: str) -> float:
+        value = float(text)
+        if not (low < value if above else low <= value) or not value <= high:
+            words = f"above {low:g}" if above else f"from {low:g} to {high:g}"
+            raise argparse.ArgumentTypeError(f"must be {words}, not {text}")
+        return value
 
-def not_negative(text: str) -> int:
-    """Reads a whole number of at least 0.
-
-    Raises:
-        argparse.ArgumentTypeError: it is none.
-    """
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0, not {value}")
-    return value
-
-
-def price(text: str) -> float:
-    """Reads an amount of money above 0.
-
-    Raises:
-        argparse.ArgumentTypeError: it is none.
-    """
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
-    return value
-
-
-def fraction(text: str) -> float:
-    """Reads a number from 0 to 1.
-
-    Raises:
-        argparse.ArgumentTypeError: it is none.
-    """
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"must be from 0 to 1, not {text}")
-    return value
+    return read
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:

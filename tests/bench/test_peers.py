@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import json
+import multiprocessing
+import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from types import SimpleNamespace
 from typing import ClassVar
@@ -16,8 +19,8 @@ import pytest
 from bench import teistandin
 from bench.teistandin import StandIn, vector_of
 from headrace.errors import UsageError
+from headrace_bench import library
 from headrace_bench.page import UNCOMPARED, page
-from headrace_bench.peers import library
 from headrace_bench.peers import run as peers
 from headrace_bench.peers import tei as peertei
 from headrace_bench.peers import texts as peertexts
@@ -348,7 +351,7 @@ def test_onnx_is_not_measured_on_a_cpu_where_there_are_gpus(monkeypatch, tmp_pat
     monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
     monkeypatch.setitem(sys.modules, "optimum", SimpleNamespace(onnxruntime=None))
     monkeypatch.setitem(sys.modules, "optimum.onnxruntime", SimpleNamespace())
-    given = {"gpus": 1, "max_length": 8, "prompt": ""}
+    given = {"device": "cuda"}
     with pytest.raises(ImportError, match="no CUDAExecutionProvider"):
         library.SentenceTransformers(tmp_path, library.BACKENDS["ONNX"], **given)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
@@ -523,6 +526,21 @@ def test_without_an_input_ms_marco_is_taken_where_a_hub_is(tmp_path, monkeypatch
     assert "docstrings" in found.source
     assert len(found.texts) == 10
     assert "no hub is reachable" in capsys.readouterr().err
+
+
+def test_children_that_libraries_leave_are_ended():
+    def deaf():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        ready.set()
+        time.sleep(600)
+
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    child = context.Process(target=deaf, daemon=True)
+    child.start()
+    assert ready.wait(30)
+    peers.end_children()
+    assert child.exitcode == -signal.SIGKILL
 
 
 def test_docker_and_urls_do_not_go_together(tmp_path):

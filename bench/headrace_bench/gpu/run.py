@@ -223,7 +223,7 @@ def _measure_one(work: _Work, geometry: Geometry, tokenizer: Tokenizer) -> Measu
     result.reports = {way: result.reports[way] for way in place.transports if way in result.reports}
     if torch is not None:
         result.torch_rates, result.torch_busy = torch.rates, torch.busy
-        result.batch_search, result.torch_batch = torch.search, torch.batch_size
+        result.batch_search, result.torch_batch = torch.way.search, torch.way.batch_size
         result.torch_rows = len(torch.vectors)
         result.cosines[TORCH] = compared(torch.vectors, first.vectors)
     least = LEAST_COSINE[result.precision]

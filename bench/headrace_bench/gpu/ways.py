@@ -19,13 +19,12 @@ from numpy.typing import NDArray
 
 from headrace.errors import EXIT_ENVIRONMENT
 from headrace_bench.gpu.busy import BusySampler
-from headrace_bench.sampling import even_rows, evenly
+from headrace_bench.library import BACKENDS, SentenceTransformers, SentenceTransformersWay
+from headrace_bench.sampling import even_rows
 from headrace_bench.vectors import least_cosine
 from headrace_launcher.build import Entry
 
-SEARCH_BATCHES = 8
 UNIT = 2e-3  # float16 rounds each number of a vector to a 2048th
-DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _WARM_UP, _GROUPS, _TOGETHER = 10, 7, 10
 
 Read = Callable[[], float] | None
@@ -135,15 +134,19 @@ def look_at(vectors: NDArray[np.floating], shape: tuple[int, int]) -> str:
 class TorchWay:
     """Measures sentence-transformers in this process, with the batch size that is fastest.
 
-    It sorts the texts by length, as it always does.
-
     Args:
         model: the model's folder.
         texts: what to embed.
         device: ``cuda`` or ``cpu``.
         precision: ``fp32``, ``fp16`` or ``bf16``.
-        batch_sizes: which to try, each on so many texts that the largest makes some batches.
+        batch_sizes: which to try.
         read: how busy the GPU is.
+
+    Attributes:
+        way: what is measured, with ``batch_size`` and ``search``.
+        rates: rows a second of each repetition.
+        busy: GPU busy meanwhile, percent, or None.
+        vectors: float32[texts, dimension] of the last repetition.
 
     Raises:
         ImportError: sentence-transformers, or torch, is not installed.
@@ -159,43 +162,21 @@ class TorchWay:
         batch_sizes: Sequence[int],
         read: Read,
     ) -> None:
-        self._torch: Any = importlib.import_module("torch")
-        library: Any = importlib.import_module("sentence_transformers")
-        self._device, self._read, self._texts = device, read, texts
-        self._model = library.SentenceTransformer(
-            str(model), device=device, local_files_only=True
-        ).to(getattr(self._torch, DTYPES[precision]))
-        few = evenly(texts, SEARCH_BATCHES * max(batch_sizes))
-        self.search: dict[int, float] = {}
-        for size in batch_sizes:
-            try:
-                self._encode(evenly(few, 2 * size), size)  # the first call sets up what it needs
-                self.search[size] = len(few) / self._encode(few, size)
-            except self._torch.cuda.OutOfMemoryError:
-                if not self.search:
-                    raise
-                break  # the larger ones need more
-        self.batch_size = max(self.search, key=lambda size: self.search[size])
+        loaded = SentenceTransformers(model, BACKENDS[f"torch {precision}"], device=device)
+        self.way = SentenceTransformersWay(loaded, texts, np.arange(len(texts)), batch_sizes)
+        self.way.choose_size()
+        self._read = read
         self.rates: list[float] = []
         self.busy: list[float | None] = []
-        self.vectors: NDArray[np.float32] = np.empty((0, 0), np.float32)
+        self.vectors: NDArray[np.floating] = np.empty((0, 0), np.float32)
 
     def measure(self) -> None:
         """Embeds the texts once."""
         start = time.time()
         with BusySampler(self._read) as sampler:
-            self.rates.append(len(self._texts) / self._encode(self._texts, self.batch_size))
+            rate, self.vectors = self.way.measure()
+        self.rates.append(rate)
         self.busy.append(sampler.mean(start, time.time()))
-
-    def _encode(self, texts: list[str], batch_size: int) -> float:
-        start = time.perf_counter()
-        self.vectors = self._model.encode(
-            texts, batch_size=batch_size, normalize_embeddings=True, show_progress_bar=False
-        )
-        seconds = time.perf_counter() - start
-        if self._device == "cuda":
-            self._torch.cuda.empty_cache()  # the others' GPU, too
-        return seconds
 
 
 def matrix_product(device: str, precision: str, size: int) -> float:
@@ -218,7 +199,7 @@ def matrix_product(device: str, precision: str, size: int) -> float:
             torch.cuda.synchronize()
 
     with torch.inference_mode():
-        dtype = getattr(torch, DTYPES[precision])
+        dtype = getattr(torch, BACKENDS[f"torch {precision}"].precision)
         a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
         out = torch.empty_like(a)
         seconds = []

@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import multiprocessing
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -34,10 +35,7 @@ from headrace.errors import UsageError
 from headrace.inputs import find_inputs
 from headrace.paths import shown
 from headrace_bench.cost import cost
-from headrace_bench.options import REMEDY, fraction, positive, price, say, settings
-from headrace_bench.peers import notes
-from headrace_bench.peers.comparison import REFERENCE, Comparison, why
-from headrace_bench.peers.library import (
+from headrace_bench.library import (
     BACKENDS,
     CPU_SIZES,
     DEFAULT_SIZE,
@@ -45,7 +43,10 @@ from headrace_bench.peers.library import (
     SentenceTransformers,
     SentenceTransformersWay,
 )
-from headrace_bench.peers.tei import DOCKER, TeiPeer, TeiServers, find_tei
+from headrace_bench.options import REMEDY, number, positive, say, settings
+from headrace_bench.peers import notes
+from headrace_bench.peers.comparison import REFERENCE, Comparison, why
+from headrace_bench.peers.tei import DOCKER, TeiPeer, find_tei
 from headrace_bench.peers.texts import POOL, Texts, choose_texts
 from headrace_bench.peers.ways import CeilingWay, HeadraceWay
 from headrace_bench.results import Outcome, Way, add_outputs, command_line, outputs
@@ -71,6 +72,7 @@ memory, exactness) stands in the project's `docs/measurements.md`.
 LEAST_COSINE = 0.99
 """Below it a vector is another one."""
 CHECK_ROWS = 1_000
+_PRICE = number(0, sys.float_info.max, above=True)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -82,7 +84,6 @@ class _Measured:
     comparison: Comparison
     headrace: HeadraceWay
     ceiling: str
-    servers: TeiServers | None = None
     tei: TeiPeer | None = None
     loading: dict[str, float] = field(default_factory=dict)
     search: dict[str, dict[int, float]] = field(default_factory=dict)
@@ -124,18 +125,30 @@ def measure(options: argparse.Namespace, folder: Path) -> Outcome:
     )
     comparison = found.comparison
     with ExitStack() as stack:
+        stack.callback(end_children)
         if options.tei:
-            found.servers = servers = stack.enter_context(
+            servers = stack.enter_context(
                 find_tei(options.tei, model, gpus, entry.contract.max_length, options.tei_image)
             )
-            found.tei = tei = TeiPeer(servers, work, rows, folder)
+            found.tei = TeiPeer(servers, work, rows, folder)
         _add_library(found, model, len(gpus), options.backends)
         comparison.add(HEADRACE, lambda: found.headrace, must=True)
         comparison.add(found.ceiling, lambda: CeilingWay(work, entry, rows, gpus=max(1, len(gpus))))
-        if found.servers is not None:
-            comparison.add(servers.name, lambda: tei)
+        if (tei := found.tei) is not None:
+            comparison.add(tei.name, lambda: tei)
         comparison.measure(options.repetitions, must=HEADRACE)
     return _outcome(found, options)
+
+
+def end_children() -> None:
+    """Kills processes that libraries have forked and left.
+
+    OpenVINO's telemetry forks one to send what optimum-intel did. A process forked among threads
+    may hang, deaf to SIGTERM, and Python waits for it before it ends.
+    """
+    for child in multiprocessing.active_children():
+        child.kill()
+        child.join()
 
 
 def _add_library(found: _Measured, model: Path, gpus: int, wanted: Sequence[str]) -> None:
@@ -148,6 +161,7 @@ def _add_library(found: _Measured, model: Path, gpus: int, wanted: Sequence[str]
             loaded[name] = SentenceTransformers(
                 model,
                 BACKENDS[name],
+                device="cuda" if gpus else "cpu",
                 gpus=gpus,
                 max_length=work.contract.max_length,
                 prompt=work.prompt,
@@ -190,7 +204,7 @@ def _outcome(found: _Measured, options: argparse.Namespace) -> Outcome:
             wrong=ours.wrong,
             cosines=ours.cosines,
         )
-    tei = found.servers.name if found.servers else ""
+    tei, told = ("", None) if found.tei is None else (found.tei.name, found.tei.describe())
     fastest = notes.fastest_of(ways, [name for name in ways if name.startswith(LIBRARY)])
     order = [HEADRACE, PROCESS, ceiling, *(n for n in ways if n.startswith(LIBRARY)), tei]
     ways = {name: ways[name] for name in order if name in ways}
@@ -223,14 +237,14 @@ def _outcome(found: _Measured, options: argparse.Namespace) -> Outcome:
             price_per_hour=options.price_per_hour,
             api_price_per_million_tokens=options.api_price_per_million_tokens,
         ),
-        notes=_notes(found, ways, options),
+        notes=_notes(found, ways, options) + (told["notes"] if told else []),
         details={
             "reports": reports,
             "loading_seconds": found.loading,
             "batch_search": found.search,
             "order": found.comparison.order,
             "check_rows": len(found.comparison.rows),
-            "tei": None if found.tei is None else found.tei.describe(),
+            "tei": told,
         },
     )
 
@@ -256,7 +270,7 @@ def _notes(found: _Measured, ways: dict[str, Way], options: argparse.Namespace) 
         )
     if found.work.prompt:
         lines.append(f"In front of every row: {json.dumps(found.work.prompt)}.")
-    return lines + (found.tei.describe()["notes"] if found.tei else [])
+    return lines
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -304,11 +318,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--check-rows", type=positive, default=CHECK_ROWS, help="rows whose vectors are compared"
     )
     parser.add_argument(
-        "--least-cosine", type=fraction, default=LEAST_COSINE, help="below it a vector is wrong"
+        "--least-cosine", type=number(0, 1), default=LEAST_COSINE, help="below it a vector is wrong"
     )
-    parser.add_argument("--price-per-hour", type=price, help="of this machine, in any currency")
+    parser.add_argument("--price-per-hour", type=_PRICE, help="of this machine, in any currency")
     parser.add_argument(
-        "--api-price-per-million-tokens", type=price, help="of an API, to compare the cost with"
+        "--api-price-per-million-tokens", type=_PRICE, help="of an API, to compare the cost with"
     )
     add_outputs(parser, "peers")
     options = parser.parse_args(arguments)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from headrace.errors import UsageError
 from headrace_bench.options import say
 from headrace_bench.tei.docker import FLAGS, TeiContainers
-from headrace_bench.tei.info import NOT_TEI, TeiInfo, info
+from headrace_bench.tei.info import NOT_TEI
 from headrace_bench.tei.way import TeiWay
 from headrace_bench.workload import Workload
 from headrace_launcher.gpus import Gpu
@@ -28,22 +28,11 @@ class TeiServers:
 
     Attributes:
         urls: of them, each with the same model.
-        infos: what each says of itself.
-        name: what their figures are called; never TEI where one may be something else.
         how: how they came to run.
-        max_length: tokens of a row at which headrace cuts.
     """
 
-    urls: list[str]
-    infos: list[TeiInfo]
+    urls: Sequence[str]
     how: str
-    max_length: int
-
-    @property
-    def name(self) -> str:
-        """See the class."""
-        names = {each.name for each in self.infos}
-        return names.pop() if len(names) == 1 else NOT_TEI
 
 
 @contextmanager
@@ -62,11 +51,10 @@ def find_tei(
     Raises:
         UsageError: what is given cannot be.
         MachineError: Docker is not there, or a container cannot be started.
-        ServerError: a server does not answer.
+        ServerError: TEI does not become ready.
     """
     if DOCKER not in given:
-        infos = [info(url) for url in given]
-        yield TeiServers(list(given), infos, "running already", max_length)
+        yield TeiServers(given, "running already")
         return
     if list(given) != [DOCKER]:
         raise UsageError("--tei docker starts all servers itself; leave the URLs out")
@@ -74,8 +62,7 @@ def find_tei(
     containers = TeiContainers(model, gpus, max_length, image=image)
     with containers as urls:
         images = ", ".join(containers.digests or dict.fromkeys(containers.images))
-        how = f"{images} {' '.join(FLAGS)}"
-        yield TeiServers(urls, [info(url) for url in urls], how, max_length)
+        yield TeiServers(urls, f"{images} {' '.join(FLAGS)}")
 
 
 class TeiPeer:
@@ -87,8 +74,13 @@ class TeiPeer:
         reference: int64[n]; the rows whose vectors are wanted.
         folder: for files.
 
+    Raises:
+        UsageError: a URL is none, or the servers have different models.
+        ServerError: one does not answer.
+
     Attributes:
         what: see :class:`headrace_bench.peers.ways.Peer`.
+        name: what its figures are called; never TEI where a server may be something else.
     """
 
     def __init__(
@@ -97,7 +89,7 @@ class TeiPeer:
         self._servers, self._workload, self._reference = servers, workload, reference
         self._folder = folder
         self._way = self._way_of(workload.texts, reference)
-        self.what = "over HTTP"
+        self.what, self.name = "over HTTP", self._way.name
 
     def first(self) -> NDArray[np.floating]:
         """See :class:`headrace_bench.peers.ways.Peer`; looks for what is fastest, too."""
@@ -106,7 +98,7 @@ class TeiPeer:
         few.measure()
         self._way.search()
         way = self._way
-        dtypes = ", ".join(sorted({each.model_dtype or "?" for each in self._servers.infos}))
+        dtypes = ", ".join(sorted({each.model_dtype or "?" for each in self._way.infos}))
         self.what = (
             f"{dtypes}, {len(self._servers.urls)} server"
             f"{'s' if len(self._servers.urls) > 1 else ''} over HTTP, batches of {way.batch_size}, "
@@ -122,11 +114,11 @@ class TeiPeer:
     def describe(self) -> dict[str, Any]:
         """Returns what a reader must know of it, as JSON takes it; sentences under ``notes``."""
         way, servers = self._way, self._servers
-        told = {"how": servers.how, "infos": [asdict(each) for each in servers.infos], "notes": []}
+        told = {"how": servers.how, "infos": [asdict(each) for each in way.infos], "notes": []}
         if not way.rates:  # it has no speed, so there is nothing to say of how it was driven
             return told
         notes = [
-            f"{servers.name} ({servers.how}) was driven over keep-alive HTTP, truncation on, with "
+            f"{self.name} ({servers.how}) was driven over keep-alive HTTP, truncation on, with "
             f"what was fastest of {len(way.table)} tries: batches of {way.batch_size}, "
             f"{way.concurrency} requests in flight, sent by processes of their own. Its texts are "
             "sorted by length, its requests made before the clock starts and its answers parsed "
@@ -134,27 +126,27 @@ class TeiPeer:
         ]
         if not way.saturated:
             notes.append(
-                f"{servers.name} was not seen to be saturated: with more requests in flight, or "
+                f"{self.name} was not seen to be saturated: with more requests in flight, or "
                 "more rows, it may be faster."
             )
         if way.driver_bound:
             notes.append(
-                f"A process that sends requests to {servers.name} used more than 90 % of a core: "
+                f"A process that sends requests to {self.name} used more than 90 % of a core: "
                 "it may be what was slow."
             )
-        for each in dict.fromkeys(servers.infos):
+        for each in dict.fromkeys(way.infos):
             notes.append(
                 f"It says of itself: {each.model_id}, {each.model_dtype}, at most "
                 f"{each.max_batch_tokens} tokens a batch, {each.max_concurrent_requests} requests "
                 f"at once, {each.max_client_batch_size} rows a request, {each.max_input_length} "
                 "tokens a row."
             )
-            if each.max_input_length not in {None, servers.max_length}:
+            if each.max_input_length not in {None, self._workload.contract.max_length}:
                 notes.append(
                     f"It cuts rows at {each.max_input_length} tokens, headrace at "
-                    f"{servers.max_length}, so that they do not the same work."
+                    f"{self._workload.contract.max_length}, so that they do not the same work."
                 )
-        if servers.name == NOT_TEI:
+        if self.name == NOT_TEI:
             notes.append(
                 "What answered in TEI's way does not say what it was built from, as TEI does; so "
                 "it is not called TEI."

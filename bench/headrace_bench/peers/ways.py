@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from headrace_bench import corpus
 from headrace_bench.workload import PaddedBatch, Workload
 from headrace_launcher.build import Entry
+from headrace_launcher.hosted.cpu import PRECISIONS
 from headrace_launcher.hosted.engine import Answer
 from headrace_launcher.hosted.gpu import TensorRtEngine
 from headrace_launcher.repository import VERSION_FOLDER
@@ -154,7 +155,7 @@ class CeilingWay:
 
     def _run_openvino(self, batches: Sequence[PaddedBatch]) -> float:
         openvino: Any = importlib.import_module("openvino")
-        precision = {"fp32": "f32", "bf16": "bf16"}[self._contract.precision]
+        precision = PRECISIONS[self._contract.precision]
         hints = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": precision}
         model = openvino.Core().compile_model(self._folder / "model.xml", "CPU", hints)
         infer = openvino.AsyncInferQueue(model)

@@ -10,11 +10,10 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 
 from headrace.errors import MachineError, ServerError, UsageError
 from headrace_bench.options import say
@@ -77,7 +76,6 @@ class TeiContainers:
         gpus: one container for each; none means one on the CPU.
         max_length: tokens of a row at which headrace cuts; TEI must cut there, too. None: any.
         image: the image for all, in place of the pinned ones.
-        flags: what TEI is started with, beside the model.
         seconds: until TEI must be ready, from when its container runs.
 
     Raises:
@@ -91,14 +89,13 @@ class TeiContainers:
         max_length: int | None = None,
         *,
         image: str | None = None,
-        flags: Sequence[str] = FLAGS,
         seconds: float = 600.0,
     ) -> None:
         self._model, self._max_length = model, max_length
         self._gpus: list[Gpu | None] = [*gpus] or [None]
         self.images = [image or image_for(gpu) for gpu in self._gpus]
         self.digests: list[str] = []
-        self._flags, self._seconds = tuple(flags), seconds
+        self._seconds = seconds
         self._stack = ExitStack()
 
     def __enter__(self) -> list[str]:
@@ -113,7 +110,7 @@ class TeiContainers:
             for image in dict.fromkeys(self.images):
                 _pull(docker, image)
                 self.digests += _digests(docker, image)
-            folder = stack.enter_context(_Readable(self._model))
+            folder = stack.enter_context(_readable(self._model))
             names = [f"headrace-tei-{os.getpid()}-{n}" for n in range(len(self._gpus))]
             for name, gpu, image in zip(names, self._gpus, self.images, strict=True):
                 # Before it is there: it may be half made when this is interrupted.
@@ -127,12 +124,7 @@ class TeiContainers:
             self._stack = stack.pop_all()
         return urls
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def _start(self, docker: str, name: str, gpu: Gpu | None, image: str, folder: Path) -> None:
@@ -142,7 +134,7 @@ class TeiContainers:
         cores = os.sched_getaffinity(0)
         if len(cores) < (os.cpu_count() or 1):  # those that all others have, too
             command += ["--cpuset-cpus", ",".join(map(str, sorted(cores)))]
-        command += ["--volume", f"{folder}:/model:ro", image, "--model-id", "/model", *self._flags]
+        command += ["--volume", f"{folder}:/model:ro", image, "--model-id", "/model", *FLAGS]
         remedy = "see whether 'docker run hello-world' works"
         if gpu is not None:
             remedy = "install the NVIDIA Container Toolkit if it is not there"
@@ -159,46 +151,32 @@ class TeiContainers:
             )
 
 
-class _Readable:
-    """A folder with all files of a model that a container can read; links are followed.
+@contextmanager
+def _readable(model: Path) -> Iterator[Path]:
+    """Gives a folder with all files of a model that a container can read; links are followed.
 
     In a cache of the hub the files are links to others out of the folder, which a container has
     not got.
     """
-
-    def __init__(self, model: Path) -> None:
-        self._model = model.resolve()
-        self._stack = ExitStack()
-
-    def __enter__(self) -> Path:
-        if not self._model.is_dir():
-            raise UsageError(f"{self._model}: no folder of a model; name one")
-        linked = any(path.is_symlink() for path in self._model.rglob("*"))
-        # Docker ends the name of a folder to mount at a colon.
-        if not linked and ":" not in str(self._model):
-            return self._model
-        with ExitStack() as stack:
-            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headrace-tei-")))
-            copy = scratch / "model"
-            try:
-                shutil.copytree(self._model, copy)
-            except (OSError, shutil.Error) as error:
-                raise MachineError(
-                    f"{self._model} cannot be copied to {copy} for TEI ({error}); free some room "
-                    f"or name a whole folder, {OTHERWISE}"
-                ) from error
-            for path in (scratch, copy, *copy.rglob("*")):
-                path.chmod(0o755 if path.is_dir() else 0o644)
-            self._stack = stack.pop_all()
-        return copy
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.close()
+    model = model.resolve()
+    if not model.is_dir():
+        raise UsageError(f"{model}: no folder of a model; name one")
+    # Docker ends the name of a folder to mount at a colon.
+    if ":" not in str(model) and not any(path.is_symlink() for path in model.rglob("*")):
+        yield model
+        return
+    with tempfile.TemporaryDirectory(prefix="headrace-tei-") as scratch:
+        copy = Path(scratch) / "model"
+        try:
+            shutil.copytree(model, copy)
+        except (OSError, shutil.Error) as error:
+            raise MachineError(
+                f"{model} cannot be copied to {copy} for TEI ({error}); free some room or name a "
+                f"whole folder, {OTHERWISE}"
+            ) from error
+        for path in (copy.parent, copy, *copy.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        yield copy
 
 
 def _docker() -> str:
@@ -213,9 +191,7 @@ def _docker() -> str:
 
 
 def _pull(docker: str, image: str) -> None:
-    command = [docker, "image", "inspect", image]
-    known = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    if known.returncode:
+    if _call([docker, "image", "inspect", image]).returncode:
         say(f"pulling {image}")
         remedy = "see that its registry can be reached, load it with 'docker load'"
         _run([docker, "pull", "--quiet", image], f"docker pull {image}", remedy, _PULL)
@@ -245,38 +221,23 @@ def _look(docker: str, name: str) -> None:
     command = [docker, "inspect", "--format", "{{.State.Running}}", name]
     if _run(command, f"docker inspect {name}", "see 'docker ps --all'").strip() == "true":
         return
-    log = subprocess.run(
-        [docker, "logs", "--tail", str(_LINES), name],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    log = _call([docker, "logs", "--tail", str(_LINES), name])
+    said = _end(log.stdout + log.stderr)
     raise MachineError(
-        f"TEI ended in its container {name}: {_end(log.stdout)}; mend what it names, {OTHERWISE}"
+        f"TEI ended in its container {name}: {said}; mend what it names, {OTHERWISE}"
     )
 
 
 def _remove(docker: str, name: str) -> None:
     # In a session of its own: Ctrl-C must not reach it.
     try:
-        done = subprocess.run(
-            [docker, "rm", "--force", "--volumes", name],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-            timeout=_SOON,
-            check=False,
-        )
+        done = _call([docker, "rm", "--force", "--volumes", name], start_new_session=True)
     except (OSError, subprocess.TimeoutExpired) as error:
-        say(f"{name} may be left ({error}); remove it: docker rm --force {name}")
-        return
-    if done.returncode and "No such container" not in done.stderr:
-        say(f"{name} may be left ({_end(done.stderr)}); remove it: docker rm --force {name}")
+        left = str(error)
+    else:
+        left = _end(done.stderr) if done.returncode else ""
+    if left and "No such container" not in left:
+        say(f"{name} may be left ({left}); remove it: docker rm --force {name}")
 
 
 def _run(command: Sequence[str], what: str, remedy: str, seconds: float = _SOON) -> str:
@@ -286,15 +247,7 @@ def _run(command: Sequence[str], what: str, remedy: str, seconds: float = _SOON)
         MachineError: it failed.
     """
     try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=seconds,
-            check=False,
-        )
+        done = _call(command, seconds)
     except subprocess.TimeoutExpired as error:
         raise MachineError(f"{what}: no end within {seconds:g} s; {remedy}, {OTHERWISE}") from error
     except OSError as error:
@@ -302,6 +255,27 @@ def _run(command: Sequence[str], what: str, remedy: str, seconds: float = _SOON)
     if done.returncode:
         raise MachineError(f"{what}: {_end(done.stderr or done.stdout)}; {remedy}, {OTHERWISE}")
     return done.stdout
+
+
+def _call(
+    command: Sequence[str], seconds: float = _SOON, *, start_new_session: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command to its end, whatever that is.
+
+    Raises:
+        OSError: it cannot be started.
+        TimeoutExpired: it did not end within so many seconds, and was killed.
+    """
+    return subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=seconds,
+        start_new_session=start_new_session,
+        check=False,
+    )
 
 
 def _end(text: str) -> str:

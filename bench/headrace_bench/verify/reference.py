@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from headrace.decompress import one_line
 from headrace.errors import MachineError, MissingDependencyError, UsageError
+from headrace_bench.library import BACKENDS, SentenceTransformers
 from headrace_launcher.locate import locate
 from headrace_launcher.models import Model, find_model
 
@@ -89,31 +90,30 @@ def open_reference(asked: Asked) -> Reference:
             f"{MISSING_REMEDY}"
         ) from error
     device = asked.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    max_length = asked.max_length or model.max_length
     try:
-        loaded = library.SentenceTransformer(
-            str(located.folder), device=device, local_files_only=True
-        ).float()
+        loaded = SentenceTransformers(
+            located.folder,
+            BACKENDS["torch fp32"],
+            device=device,
+            max_length=max_length,
+            prompt=prompt,
+        )
     # torch without CUDA asserts that it has some.
     except (OSError, RuntimeError, ValueError, KeyError, AssertionError) as error:
         raise MachineError(
             f"sentence-transformers cannot load {located.folder} on {device}: {one_line(error)}; "
             f"see whether it loads that folder by itself, or name another --device"
         ) from error
-    max_length = asked.max_length or model.max_length
-    loaded.max_seq_length = max_length
 
     def encode(texts: list[str]) -> NDArray[np.float32]:
         try:
-            # A prompt of None would be the model's default, not none.
-            found = loaded.encode(
-                texts, prompt=prompt, batch_size=asked.batch_size, show_progress_bar=False
-            )
+            return loaded.encode(texts, asked.batch_size).reshape(len(texts), model.dimension)
         except RuntimeError as error:
             raise MachineError(
                 f"sentence-transformers failed on {device}: {one_line(error)}; try a smaller "
                 f"--batch-size, or another --device"
             ) from error
-        return np.asarray(found, np.float32).reshape(len(texts), model.dimension)
 
     return Reference(
         described=f"sentence-transformers {library.__version__}, torch {torch.__version__}, fp32, "

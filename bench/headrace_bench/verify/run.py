@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from headrace.errors import OutputError, UsageError
 from headrace_bench.machine import describe, hardware, versions
-from headrace_bench.options import not_negative, positive, settings
+from headrace_bench.options import number, positive, settings, whole
 from headrace_bench.verify.judging import LEAST_COSINES, measure, own_files
 from headrace_bench.verify.madeof import made_of
 from headrace_bench.verify.reference import Asked, Opener, open_reference
@@ -61,16 +60,16 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="what it was made of; several in their order, each with its own --input",
     )
     parser.add_argument("--sample", type=positive, default=1000, help="rows to compare, at most")
-    parser.add_argument("--seed", type=not_negative, default=0, help="of the random sample")
+    parser.add_argument("--seed", type=whole(0), default=0, help="of the random sample")
     parser.add_argument(
         "--min-cosine",
-        type=_cosine,
+        type=number(-1, 1),
         help="below this a row is wrong (default: "
         + ", ".join(f"{least} for {name}" for name, least in LEAST_COSINES.items())
         + ")",
     )
     parser.add_argument("--neighbours", type=positive, default=10, help="nearest rows to compare")
-    parser.add_argument("--worst", type=not_negative, default=5, help="rows to show")
+    parser.add_argument("--worst", type=whole(0), default=5, help="rows to show")
     parser.add_argument("--batch-size", type=positive, default=32, help="texts computed at once")
     parser.add_argument("--device", help="where torch computes (default: a GPU if it sees one)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
@@ -128,10 +127,3 @@ def main(arguments: Sequence[str] | None = None, opener: Opener = open_reference
         except OSError as error:
             raise OutputError(f"{options.json} cannot be written: {error.strerror}") from error
     return 1 if result.wrong else 0
-
-
-def _cosine(text: str) -> float:
-    value = float(text)
-    if math.isnan(value) or not -1 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"must be from -1 to 1, not {text}")
-    return value

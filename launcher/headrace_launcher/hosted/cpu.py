@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from .engine import Answer
 
+PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
+"""OpenVINO's names of ours."""
+
 
 def load(folder: Path, settings: dict[str, Any], device: int) -> OpenVinoEngine:
     """Returns the engine of the model in ``folder``."""
@@ -30,7 +33,7 @@ class OpenVinoEngine:
 
         hints: dict[str, Any] = {
             "PERFORMANCE_HINT": "THROUGHPUT",
-            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[settings["precision"]],
+            "INFERENCE_PRECISION_HINT": PRECISIONS[settings["precision"]],
         }
         model = ov.Core().compile_model(folder / "model.xml", "CPU", hints)
         streams = int(model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))

@@ -1,4 +1,4 @@
-"""sentence-transformers among the peers, with each of its backends that is installed."""
+"""sentence-transformers, with each of its backends: what is right, and what to be faster than."""
 
 from __future__ import annotations
 
@@ -56,8 +56,9 @@ class SentenceTransformers:
     Args:
         folder: the model's, as it was saved.
         how: the backend.
-        gpus: how many to compute on; 0 means the CPU.
-        max_length: tokens a row is cut to.
+        device: where torch computes: ``cpu``, ``cuda`` or one of several, as ``cuda:1``.
+        gpus: of several, on how many all rows are computed.
+        max_length: tokens a row is cut to; None takes the model's own.
         prompt: text in front of every row, "" for none.
 
     Attributes:
@@ -71,10 +72,17 @@ class SentenceTransformers:
     """
 
     def __init__(
-        self, folder: Path, how: Backend, *, gpus: int, max_length: int, prompt: str
+        self,
+        folder: Path,
+        how: Backend,
+        *,
+        device: str = "cpu",
+        gpus: int = 1,
+        max_length: int | None = None,
+        prompt: str = "",
     ) -> None:
         start = time.perf_counter()
-        device, options = ("cuda" if gpus else "cpu"), {}
+        on_gpu, options = device != "cpu", {}
         for package in how.packages:
             try:
                 importlib.import_module(package)
@@ -82,12 +90,12 @@ class SentenceTransformers:
                 raise ImportError(f"{error}; {REMEDY}") from error
         if how.backend == "onnx":
             # By itself it takes the first provider, which may be the CPU's on a machine with GPUs.
-            provider = _CUDA if gpus else "CPUExecutionProvider"
+            provider = _CUDA if on_gpu else "CPUExecutionProvider"
             if provider not in importlib.import_module("onnxruntime").get_available_providers():
                 raise ImportError(f"onnxruntime has no {provider}; pip install onnxruntime-gpu")
             options["provider"] = provider
         library: Any = importlib.import_module("sentence_transformers")
-        self._torch: Any = importlib.import_module("torch")
+        torch: Any = importlib.import_module("torch")
         self._model = library.SentenceTransformer(
             str(folder),
             device=device,
@@ -96,13 +104,15 @@ class SentenceTransformers:
             local_files_only=True,
         )
         if how.backend == "torch":
-            self._model.to(getattr(self._torch, how.precision))
-        self._gpus, self._pool = gpus, None
+            self._model.to(getattr(torch, how.precision))
+        self._empty_cache = torch.cuda.empty_cache if on_gpu else lambda: None
+        self._pool = None
         if gpus > 1 and how.backend == "torch":
             devices = [f"cuda:{number}" for number in range(gpus)]
             self._pool = self._model.start_multi_process_pool(devices)
         self.load_seconds = time.perf_counter() - start
-        self._model.max_seq_length = max_length
+        if max_length is not None:
+            self._model.max_seq_length = max_length
         self._model.default_prompt_name = None
         self._prompt = {"prompt": prompt} if prompt else {}
         on = device if gpus < 2 else f"{gpus if self._pool else 1} of {gpus} GPUs"
@@ -117,8 +127,7 @@ class SentenceTransformers:
             pool=self._pool,
             **self._prompt,
         )
-        if self._gpus:
-            self._torch.cuda.empty_cache()  # the others' GPU, too
+        self._empty_cache()  # the GPU is others', too
         return np.asarray(vectors, np.float32)
 
     def _precision(self) -> str:
@@ -155,10 +164,7 @@ class SentenceTransformersWay:
 
     def first(self) -> NDArray[np.floating]:
         """See :class:`headrace_bench.peers.ways.Peer`; looks for the best batch size, too."""
-        self.batch_size = self.sizes[0]
-        self.model.encode(evenly(self.texts, 64), DEFAULT_SIZE)  # sets up threads and buffers
-        if len(self.sizes) > 1:
-            self._search()
+        self.choose_size()
         self.what = f"{self.model.where}, batch size {self.batch_size}, in memory"
         return self.model.encode([self.texts[row] for row in self.reference], self.batch_size)
 
@@ -169,7 +175,16 @@ class SentenceTransformersWay:
         seconds = time.perf_counter() - start
         return len(self.texts) / seconds, vectors[self.reference]
 
-    def _search(self) -> None:
+    def choose_size(self) -> None:
+        """Takes the one size that there is, or the one that is fastest on a few rows.
+
+        Raises:
+            RuntimeError: not even the first one fits into the memory.
+        """
+        self.model.encode(evenly(self.texts, 64), DEFAULT_SIZE)  # sets up threads and buffers
+        self.batch_size = self.sizes[0]
+        if len(self.sizes) == 1:
+            return
         few = evenly(self.texts, max(SEARCH_ROWS, SEARCH_BATCHES * max(self.sizes)))
         seconds: dict[int, list[float]] = {}
         for _ in range(SEARCH_ROUNDS):  # what disturbs the machine is not one size's alone
