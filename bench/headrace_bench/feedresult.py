@@ -141,15 +141,15 @@ class Result:
                 "server. tokenizers alone has its texts in memory and writes nothing.",
                 f"{len(source.check):,} rows of each pass are compared with what tokenizers gives; "
                 "where one differs there is no result.",
-                *self._losses(),
+                *self._whole(),
             ],
             details=self.details(),
             hardware=self.hardware,
             versions=self.versions,
         )
 
-    def _losses(self) -> list[str]:
-        """Returns where headrace is the slower one although its rates are not."""
+    def _whole(self) -> list[str]:
+        """Returns what a pass does as a whole process."""
         walls = {
             title: spread([self.source.rows / each["wall_seconds"] for each in self.reports[name]])
             for name, title in PASSES.items()

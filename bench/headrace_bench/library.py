@@ -20,7 +20,10 @@ GPU_SIZES = (32, 64, 128, 256, 512, 1024)
 DEFAULT_SIZE = 32
 """What ``SentenceTransformer.encode`` takes by itself."""
 SEARCH_ROWS, SEARCH_BATCHES, SEARCH_ROUNDS = 400, 4, 2
-REMEDY = "pip install 'headrace[peers]'"
+REMEDY = "pip install 'headrace[bench]' (it needs torch, too)"
+"""For whoever lacks sentence-transformers."""
+BACKENDS_REMEDY = "pip install 'headrace[peers]'"
+"""For whoever lacks what its other backends need."""
 _CUDA = "CUDAExecutionProvider"
 
 
@@ -87,7 +90,7 @@ class SentenceTransformers:
             try:
                 importlib.import_module(package)
             except ImportError as error:
-                raise ImportError(f"{error}; {REMEDY}") from error
+                raise ImportError(f"{error}; {BACKENDS_REMEDY}") from error
         if how.backend == "onnx":
             # By itself it takes the first provider, which may be the CPU's on a machine with GPUs.
             provider = _CUDA if on_gpu else "CPUExecutionProvider"

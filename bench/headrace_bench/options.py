@@ -8,9 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-REMEDY = "pip install 'headrace[bench]' (it needs torch, too)"
-"""For whoever lacks sentence-transformers."""
-
 
 def whole(least: int) -> Callable[[str], int]:
     """Returns what reads a whole number of at least ``least`` for argparse."""
@@ -47,10 +44,11 @@ def number(low: float, high: float, *, above: bool = False) -> Callable[[str], f
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
-    """Returns the options as JSON takes them."""
+    """Returns the options as JSON takes them; ``command_line`` tells the arguments themselves."""
     return {
         key: str(value) if isinstance(value, Path) else value
         for key, value in vars(options).items()
+        if key not in {"arguments", "name"}
     }
 
 

@@ -19,14 +19,12 @@ class TextBlock:
     """Rows that follow each other in the input.
 
     Attributes:
-        first_row: number of the first one in the whole input.
         texts: Arrow string[rows]; "" at the bad rows.
         ids: any type [rows], null where a record has none; None where none were asked for.
         bad: those that have no text, ascending, numbered from this block's first row.
         block: where they come from; :func:`headrace.blocks.name_rows` names lines of it.
     """
 
-    first_row: int
     texts: Any
     ids: Any | None
     bad: tuple[BadRow, ...]
@@ -55,7 +53,6 @@ def read_texts(
     Raises:
         HeadraceError: they cannot be read.
     """
-    first_row = 0
     for block in read_blocks(
         find_inputs(list(inputs), format=format, own=own),
         columns=[text_field] if id_field in {None, text_field} else [text_field, id_field],
@@ -63,5 +60,4 @@ def read_texts(
         block_rows=1 << 14,
     ):
         found = parse(block, text_field=text_field, id_field=id_field, id_type=id_type)
-        yield TextBlock(first_row, found.texts, found.ids, found.bad, block)
-        first_row += block.rows
+        yield TextBlock(found.texts, found.ids, found.bad, block)

@@ -8,7 +8,7 @@ from typing import Any
 from headrace_bench import machine
 from headrace_bench.geometry import Geometry
 from headrace_bench.gpu.texts import Shapes
-from headrace_bench.options import REMEDY
+from headrace_bench.library import REMEDY
 from headrace_bench.results import Outcome, Way
 from headrace_bench.stats import Spread, pairwise, spread
 

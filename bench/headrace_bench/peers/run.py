@@ -40,10 +40,11 @@ from headrace_bench.library import (
     CPU_SIZES,
     DEFAULT_SIZE,
     GPU_SIZES,
+    REMEDY,
     SentenceTransformers,
     SentenceTransformersWay,
 )
-from headrace_bench.options import REMEDY, number, positive, say, settings
+from headrace_bench.options import number, positive, say, settings
 from headrace_bench.peers import notes
 from headrace_bench.peers.comparison import REFERENCE, Comparison, why
 from headrace_bench.peers.tei import DOCKER, TeiPeer, find_tei
@@ -226,7 +227,7 @@ def _outcome(found: _Measured, options: argparse.Namespace) -> Outcome:
             "headrace bench peers",
             [given or "" if word == options.input else word for word in options.arguments],
         ),
-        settings=settings(options) | {"input": given, "arguments": None},
+        settings=settings(options) | {"input": given},
         texts=texts,
         ways=ways,
         ours=[name for name in (HEADRACE, PROCESS) if name in ways],

@@ -12,11 +12,9 @@ from numpy.typing import NDArray
 
 from headrace.decompress import one_line
 from headrace.errors import MachineError, MissingDependencyError, UsageError
-from headrace_bench.library import BACKENDS, SentenceTransformers
+from headrace_bench.library import BACKENDS, REMEDY, SentenceTransformers
 from headrace_launcher.locate import locate
 from headrace_launcher.models import Model, find_model
-
-MISSING_REMEDY = "pip install 'headrace[bench]'"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +85,7 @@ def open_reference(asked: Asked) -> Reference:
     except ImportError as error:
         raise MissingDependencyError(
             f"the reference needs {error.name or 'sentence-transformers'}, which is not installed; "
-            f"{MISSING_REMEDY}"
+            f"{REMEDY}"
         ) from error
     device = asked.device or ("cuda" if torch.cuda.is_available() else "cpu")
     max_length = asked.max_length or model.max_length
