@@ -2,38 +2,45 @@
 
 from __future__ import annotations
 
-import dataclasses
-import ipaddress
-import re
 import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import typer
 
 from headrace.api import run
+from headrace.benches import PASSED_ON, bench, verify
 from headrace.config import (
     Dtype,
     EmbedConfig,
-    Engine,
     FormatChoice,
     IdType,
     OnError,
-    Precision,
     TransportChoice,
     WordCacheChoice,
 )
 from headrace.errors import (
     EXIT_BAD_ROWS,
     EXIT_ENVIRONMENT,
-    MissingDependencyError,
     ServerError,
-    UsageError,
 )
-from headrace.exits import exits, say
+from headrace.exits import exits, needs, say
+from headrace.options import (
+    DEFAULTS,
+    Backend,
+    EngineOption,
+    ListenOption,
+    ModelArgument,
+    NormalizeOption,
+    PrecisionOption,
+    RepositoryOption,
+    TruncateOption,
+    is_loopback,
+    numbers,
+    size_in_bytes,
+)
 from headrace.progress import ProgressLine
 from headrace.stopping import Interrupted, Stop
 
@@ -46,44 +53,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-bench = typer.Typer(help="Measure headrace on this machine.", no_args_is_help=True)
-app.add_typer(bench, name="bench")
-
-# A benchmark's options are its own: it reads them, and tells of them, itself.
-_PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-
-Backend = Literal["auto", "tensorrt", "python"]
-
-_DEFAULTS: dict[str, Any] = {each.name: each.default for each in dataclasses.fields(EmbedConfig)}
-
-
-ModelArgument = Annotated[
-    str, typer.Argument(help="A folder, a Hugging Face id, or an installed package with a model.")
-]
-RepositoryOption = Annotated[
-    Path, typer.Option(envvar="HEADRACE_REPOSITORY", help="The Triton model repository.")
-]
-PrecisionOption = Annotated[
-    Precision,
-    typer.Option(help="What the engine computes in; auto: fp16 on a GPU, bf16 on a CPU with it."),
-]
-EngineOption = Annotated[
-    Engine,
-    typer.Option(
-        help="What computes; auto: TensorRT where a GPU is found, else OpenVINO; null computes "
-        "nothing, to measure all the rest."
-    ),
-]
-NormalizeOption = Annotated[bool, typer.Option(help="Whether vectors have unit length.")]
-TruncateOption = Annotated[
-    int | None, typer.Option(help="Cut vectors to so many dimensions, then normalise again.")
-]
-
-
-ListenOption = Annotated[
-    str, typer.Option(help="Address to bind to; anything but loopback is open to others.")
-]
 
 
 @app.callback(invoke_without_command=True)
@@ -120,43 +89,43 @@ def embed(
     ],
     text_field: Annotated[
         str, typer.Option(help="Field or column with the text; dots descend: post.body.")
-    ] = _DEFAULTS["text_field"],
+    ] = DEFAULTS["text_field"],
     id_field: Annotated[
         str | None,
         typer.Option(
             help="Field or column for the id column of a .parquet output.",
             show_default="id where the first record has it, else row numbers",
         ),
-    ] = _DEFAULTS["id_field"],
+    ] = DEFAULTS["id_field"],
     id_type: Annotated[
         IdType,
         typer.Option(help="Type of the ids in the output; auto: as in the first block."),
-    ] = _DEFAULTS["id_type"],
+    ] = DEFAULTS["id_type"],
     format: Annotated[  # noqa: A002 -- the option's name
         FormatChoice, typer.Option(help="Format of the inputs; auto: by content and name.")
-    ] = _DEFAULTS["format"],
-    dtype: Annotated[Dtype, typer.Option(help="Type of the written numbers.")] = _DEFAULTS["dtype"],
+    ] = DEFAULTS["format"],
+    dtype: Annotated[Dtype, typer.Option(help="Type of the written numbers.")] = DEFAULTS["dtype"],
     prompt: Annotated[
         str | None, typer.Option(help="Text in front of every row, e.g. 'passage: '.")
-    ] = _DEFAULTS["prompt"],
+    ] = DEFAULTS["prompt"],
     prompt_name: Annotated[
         str | None, typer.Option(help="One of the model's own prompts, e.g. document.")
-    ] = _DEFAULTS["prompt_name"],
+    ] = DEFAULTS["prompt_name"],
     max_length: Annotated[
         int | None,
         typer.Option(help="Tokens a row is cut to.", show_default="the model's own"),
-    ] = _DEFAULTS["max_length"],
-    truncate_dim: TruncateOption = _DEFAULTS["truncate_dim"],
-    normalize: NormalizeOption = _DEFAULTS["normalize"],
-    precision: PrecisionOption = _DEFAULTS["precision"],
-    engine: EngineOption = _DEFAULTS["engine"],
+    ] = DEFAULTS["max_length"],
+    truncate_dim: TruncateOption = DEFAULTS["truncate_dim"],
+    normalize: NormalizeOption = DEFAULTS["normalize"],
+    precision: PrecisionOption = DEFAULTS["precision"],
+    engine: EngineOption = DEFAULTS["engine"],
     transport: Annotated[
         TransportChoice,
         typer.Option(
             help="How batches reach the server; auto: through a GPU's memory (cuda), shared memory "
             "(system) or messages (grpc), the first that works."
         ),
-    ] = _DEFAULTS["transport"],
+    ] = DEFAULTS["transport"],
     server: Annotated[
         str | None,
         typer.Option(
@@ -165,33 +134,33 @@ def embed(
             help="gRPC endpoint of a running server.",
             show_default="start one for this run",
         ),
-    ] = _DEFAULTS["server"],
-    repository: RepositoryOption = _DEFAULTS["repository"],
+    ] = DEFAULTS["server"],
+    repository: RepositoryOption = DEFAULTS["repository"],
     tokenizer: Annotated[
         Path | None,
         typer.Option(help="The model's tokenizer.json.", show_default="the repository's"),
-    ] = _DEFAULTS["tokenizer"],
+    ] = DEFAULTS["tokenizer"],
     feeders: Annotated[
         str,
         typer.Option(
             metavar="auto|N",
             help="Processes that tokenize and feed the server; 0: all in one process.",
         ),
-    ] = _DEFAULTS["feeders"],
+    ] = DEFAULTS["feeders"],
     word_cache: Annotated[
         WordCacheChoice,
         typer.Option(help="Remember tokenized words: for later runs too, for this run, or not."),
-    ] = _DEFAULTS["word_cache"],
+    ] = DEFAULTS["word_cache"],
     on_error: Annotated[
         OnError,
         typer.Option(help="Bad rows: null keeps them as NaN or null, skip leaves out, fail stops."),
-    ] = _DEFAULTS["on_error"],
+    ] = DEFAULTS["on_error"],
     overwrite: Annotated[
         bool,
         typer.Option(
             "--overwrite", help="Replace an existing output; begin an unfinished job anew."
         ),
-    ] = _DEFAULTS["overwrite"],
+    ] = DEFAULTS["overwrite"],
     extend: Annotated[
         bool,
         typer.Option(
@@ -199,26 +168,26 @@ def embed(
             help="Add new inputs, or lines at the end of the last plain one, to a job, finished or "
             "not.",
         ),
-    ] = _DEFAULTS["extend"],
+    ] = DEFAULTS["extend"],
     share: Annotated[
         float,
         typer.Option(
             help="Part of the server's time that the run takes, e.g. 0.8, so that other callers of "
             "that server are answered soon."
         ),
-    ] = _DEFAULTS["share"],
+    ] = DEFAULTS["share"],
     server_timeout: Annotated[
         float,
         typer.Option(
             metavar="SECONDS", help="How long to wait for a lost server, if it is not our own."
         ),
-    ] = _DEFAULTS["server_timeout"],
+    ] = DEFAULTS["server_timeout"],
     request_timeout: Annotated[
         float,
         typer.Option(
             metavar="SECONDS", help="A server that leaves a batch unanswered so long is lost."
         ),
-    ] = _DEFAULTS["request_timeout"],
+    ] = DEFAULTS["request_timeout"],
     memory_limit: Annotated[
         str | None,
         typer.Option(
@@ -226,13 +195,13 @@ def embed(
             help="Most memory of the client's processes, as 4GiB: says how many feeders there are.",
             show_default="none",
         ),
-    ] = _DEFAULTS["memory_limit"],
+    ] = DEFAULTS["memory_limit"],
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No progress, no summary.")
-    ] = _DEFAULTS["quiet"],
+    ] = DEFAULTS["quiet"],
     report: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Write the report as JSON.")
-    ] = _DEFAULTS["report"],
+    ] = DEFAULTS["report"],
 ) -> None:
     """Embed files of text into a file of vectors, row for row.
 
@@ -246,7 +215,7 @@ def embed(
     settings["feeders"] = int(feeders) if feeders.isdecimal() else feeders
     stop = Stop()
     with exits(stop):
-        settings["memory_limit"] = _bytes("--memory-limit", memory_limit)
+        settings["memory_limit"] = size_in_bytes("--memory-limit", memory_limit)
         config = EmbedConfig(**settings)
         done, damage = run(config, alone=True, stop=stop)
         if not quiet:
@@ -266,7 +235,7 @@ def embed(
 @app.command()
 def build(
     model: ModelArgument,
-    repository: RepositoryOption = _DEFAULTS["repository"],
+    repository: RepositoryOption = DEFAULTS["repository"],
     name: Annotated[
         str | None,
         typer.Option(help="Name in the repository.", show_default="from model and settings"),
@@ -274,8 +243,8 @@ def build(
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit on the Hugging Face hub.")
     ] = None,
-    precision: PrecisionOption = _DEFAULTS["precision"],
-    engine: EngineOption = _DEFAULTS["engine"],
+    precision: PrecisionOption = DEFAULTS["precision"],
+    engine: EngineOption = DEFAULTS["engine"],
     capability: Annotated[
         str,
         typer.Option(
@@ -305,13 +274,13 @@ def build(
         int | None,
         typer.Option(help="Most padded tokens of a batch.", show_default="by the engine"),
     ] = None,
-    truncate_dim: TruncateOption = _DEFAULTS["truncate_dim"],
-    normalize: NormalizeOption = _DEFAULTS["normalize"],
+    truncate_dim: TruncateOption = DEFAULTS["truncate_dim"],
+    normalize: NormalizeOption = DEFAULTS["normalize"],
     force: Annotated[bool, typer.Option("--force", help="Build even if it is there.")] = False,
 ) -> None:
     """Build a model's entry in the Triton model repository; prints its folder."""
     with exits():
-        with _launcher():
+        with needs():
             from headrace_launcher.build import Batching
             from headrace_launcher.build import build as build_entry
         with closing(ProgressLine(None)) as line:
@@ -324,7 +293,7 @@ def build(
                 capability=capability,
                 backend=backend,
                 batching=Batching(
-                    buckets=_numbers("--buckets", buckets),
+                    buckets=numbers("--buckets", buckets),
                     max_batch=max_batch,
                     token_budget=token_budget,
                 ),
@@ -354,7 +323,7 @@ def serve(
             help="Models to serve, built if they are missing; none serves the whole repository.",
         ),
     ] = None,
-    repository: RepositoryOption = _DEFAULTS["repository"],
+    repository: RepositoryOption = DEFAULTS["repository"],
     listen: ListenOption = "127.0.0.1",
     grpc_port: Annotated[int, typer.Option(help="gRPC port; 0 takes a free one.")] = 8001,
     http_port: Annotated[int, typer.Option(help="HTTP port; 0 takes a free one.")] = 8000,
@@ -362,7 +331,7 @@ def serve(
 ) -> None:
     """Serve the model repository until Ctrl-C; prints the endpoints when ready."""
     with exits():
-        with _launcher():
+        with needs():
             from headrace_launcher.serve import entry_names, with_text_models
             from headrace_launcher.server import Server
             from headrace_launcher.triton import find_triton
@@ -433,7 +402,7 @@ def gateway(
 ) -> None:
     """Serve OpenAI's and TEI's APIs in front of a running server, until Ctrl-C or SIGTERM."""
     with exits():
-        with _launcher("gateway"):
+        with needs("gateway"):
             from headrace_launcher.gateway.run import run_gateway
             from headrace_launcher.gateway.settings import GatewaySettings
         settings = GatewaySettings(
@@ -442,7 +411,7 @@ def gateway(
             api_key=api_key,
             max_concurrent=max_concurrent,
             max_inputs=max_inputs,
-            max_body_bytes=_bytes("--max-body", max_body) or 0,
+            max_body_bytes=size_in_bytes("--max-body", max_body) or 0,
             timeout=timeout,
             auto_truncate=auto_truncate,
         )
@@ -472,76 +441,10 @@ def doctor() -> None:
             raise typer.Exit(EXIT_ENVIRONMENT)
 
 
-@app.command(context_settings=_PASSED_ON)
-def verify(context: typer.Context) -> None:
-    """Compare a finished output with sentence-transformers; verify --help lists the options."""
-    with exits():
-        with _launcher():
-            from headrace_bench.verify.run import main
-        raise typer.Exit(main(context.args))
-
-
-@bench.command(context_settings=_PASSED_ON)
-def feed(context: typer.Context) -> None:
-    """Measure all but the encoder against `tokenizers` alone; feed --help lists the options."""
-    with exits():
-        with _launcher():
-            from headrace_bench.feed import main
-        raise typer.Exit(main(context.args))
-
-
-@bench.command(context_settings=_PASSED_ON)
-def gpu(context: typer.Context) -> None:
-    """Measure headrace on a GPU, against sentence-transformers; gpu --help lists the options."""
-    with exits():
-        with _launcher():
-            from headrace_bench.gpu.run import main
-        raise typer.Exit(main(context.args))
-
-
-@bench.command(context_settings=_PASSED_ON)
-def peers(context: typer.Context) -> None:
-    """Compare headrace with sentence-transformers, TEI and the engine alone; see peers --help."""
-    with exits():
-        with _launcher():
-            from headrace_bench.peers.run import main
-        raise typer.Exit(main(context.args))
-
-
-@contextmanager
-def _launcher(extras: str = "launcher,cpu") -> Iterator[None]:
-    try:
-        yield
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"this needs {error.name}, which is not installed; pip install 'headrace[{extras}]'"
-        ) from error
+app.command(context_settings=PASSED_ON)(verify)
+app.add_typer(bench, name="bench")
 
 
 def _warn_if_open(listen: str, missing: str) -> None:
-    if not _is_loopback(listen):
+    if not is_loopback(listen):
         say(f"headrace: warning: {listen} is open to other machines, and no {missing} is asked")
-
-
-def _is_loopback(address: str) -> bool:
-    with suppress(ValueError):  # a name: who knows where it leads
-        return ipaddress.ip_address(address).is_loopback
-    return address == "localhost"
-
-
-def _numbers(option: str, text: str) -> tuple[int, ...]:
-    words = [word.strip() for word in text.split(",")] if text else []
-    if not all(word.isdecimal() for word in words):
-        raise UsageError(f"{option} {text}: expected numbers with commas between, as 32,64,128")
-    return tuple(map(int, words))
-
-
-def _bytes(option: str, text: str | None) -> int | None:
-    """Returns the bytes that a size like ``4GiB`` means."""
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip().lower())
-    if found is None:
-        raise UsageError(f"{option} {text}: expected a size such as 4GiB or 800M")
-    base = 1024 if found[3] or not text.strip().lower().endswith("b") else 1000
-    return int(float(found[1]) * base ** " kmgt".index(found[2] or " "))

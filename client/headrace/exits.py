@@ -12,7 +12,7 @@ from types import FrameType
 
 import typer
 
-from headrace.errors import EXIT_ENVIRONMENT, HeadraceError, tidy
+from headrace.errors import EXIT_ENVIRONMENT, HeadraceError, MissingDependencyError, tidy
 from headrace.stopping import Interrupted, Stop
 
 
@@ -54,6 +54,21 @@ def exits(stop: Stop | None = None) -> Iterator[None]:
         raise typer.Exit(EXIT_ENVIRONMENT) from error
     finally:
         sys.unraisablehook = hook
+
+
+@contextmanager
+def needs(extras: str = "launcher,cpu") -> Iterator[None]:
+    """Says what to install where an import in its body fails.
+
+    Args:
+        extras: of the package, which have what is missing.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"this needs {error.name}, which is not installed; pip install 'headrace[{extras}]'"
+        ) from error
 
 
 def _send_again(ignored: sys.UnraisableHookArgs) -> None:

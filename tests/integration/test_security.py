@@ -127,10 +127,9 @@ def test_serve_warns_where_others_can_reach_it(repository, listen, warned):
 
 
 def test_a_name_that_only_begins_like_loopback_is_warned_of():
-    from headrace.cli import _is_loopback
 
     loopback = ("127.0.0.1", "127.9.9.9", "localhost", "::1")
-    assert all(map(_is_loopback, loopback))
+    assert all(map(is_loopback, loopback))
     others = (
         "0.0.0.0",
         "",
@@ -140,7 +139,7 @@ def test_a_name_that_only_begins_like_loopback_is_warned_of():
         "::",
         "192.168.0.1",
     )
-    assert not any(map(_is_loopback, others))
+    assert not any(map(is_loopback, others))
 
 
 def test_no_key_or_token_stands_in_what_a_run_leaves(server, repository, tmp_path):
