@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import tritonclient.grpc as triton
 
+from headrace.options import is_loopback
 from headrace_launcher.server import Server
 from headrace_launcher.triton import find_triton
 
@@ -127,7 +128,6 @@ def test_serve_warns_where_others_can_reach_it(repository, listen, warned):
 
 
 def test_a_name_that_only_begins_like_loopback_is_warned_of():
-
     loopback = ("127.0.0.1", "127.9.9.9", "localhost", "::1")
     assert all(map(is_loopback, loopback))
     others = (
