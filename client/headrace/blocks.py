@@ -159,13 +159,14 @@ def name_rows(block: Block, rows: Sequence[int]) -> str:
         rows: their numbers in the block.
     """
     if block.format == "parquet":
-        unit, numbers = "rows", [block.first_line + row for row in rows]
+        unit, numbers = "row", [block.first_line + row for row in rows]
     else:
         lines = find_lines(block.data, block.format).numbers
-        unit, numbers = "lines", [block.first_line + int(lines[row]) for row in rows]
+        unit, numbers = "line", [block.first_line + int(lines[row]) for row in rows]
     shown = ", ".join(map(str, sorted(numbers)[:_MOST_SHOWN]))
     more = len(rows) - _MOST_SHOWN
-    return f"{block.file}, {unit} {shown}" + (f" and {more} more" if more > 0 else "")
+    units = unit if len(rows) == 1 else f"{unit}s"
+    return f"{block.file}, {units} {shown}" + (f" and {more} more" if more > 0 else "")
 
 
 def checksum(data: bytes | pa.RecordBatch) -> int:

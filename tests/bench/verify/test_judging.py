@@ -45,7 +45,7 @@ def test_two_rows_swapped_are_named(job, capsys, name):
     held = {each["row"]: each["holds"] for each in found["below"]}
     assert held == {2: 9, 9: 2}
     last = {each["row"]: each for each in found["worst"]}
-    assert last[2]["place"].endswith("in.jsonl, lines 4")
+    assert last[2]["place"].endswith("in.jsonl, line 4")
     assert last[9]["text"] == "text 8"
     assert found["neighbours"]["mean"] < 1
     out = capsys.readouterr().out
@@ -61,7 +61,7 @@ def test_rows_left_out_are_found_by_place(job):
     code, found = one.write().check()
     assert code == 1
     places = {each["row"]: (each["place"][-7:], each["text"]) for each in found["below"]}
-    assert places == {2: ("lines 4", "text 2"), 9: ("ines 12", "text 9")}
+    assert places == {2: (" line 4", "text 2"), 9: ("line 12", "text 9")}
 
 
 def test_a_shift_is_told_from_noise(job):

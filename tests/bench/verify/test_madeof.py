@@ -91,4 +91,4 @@ def test_several_inputs_and_a_folder_that_holds_the_output_too(job, tmp_path):
     one.input, one.output = folder, folder / one.name
     code, found = one.check()
     places = {each["row"]: each["place"].rpartition("/")[2] for each in found["below"]}
-    assert (code, places) == (1, {3: "1.jsonl, lines 5", 20: "2.jsonl, lines 11"})
+    assert (code, places) == (1, {3: "1.jsonl, line 5", 20: "2.jsonl, line 11"})
