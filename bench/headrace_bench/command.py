@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from headrace.errors import EXIT_USAGE, HeadraceError
+from headrace.errors import HeadraceError, UsageError
 from headrace_bench.machine import describe, hardware, versions
 from headrace_bench.options import say, settings
 
@@ -37,10 +37,8 @@ def run(
         show: makes the table.
         to_json: makes what ``--json`` writes, beside the settings and the machine.
     """
-    if options.folder is not None and not options.folder.is_dir():
-        say(f"error: --folder {options.folder} is not a folder; name one that exists")
-        return EXIT_USAGE
     try:
+        _check_places(options)
         with tempfile.TemporaryDirectory(dir=options.folder, prefix="headrace-") as folder:
             found = measure(options, Path(folder))
     except HeadraceError as error:
@@ -55,3 +53,16 @@ def run(
         result = {"settings": settings(options), "machine": hardware(), **to_json(found)}
         options.json.write_text(json.dumps(result, indent=2))
     return 0
+
+
+def _check_places(options: argparse.Namespace) -> None:
+    """Checks, before anything is measured, what :func:`add_places` added.
+
+    Raises:
+        UsageError: there is no such folder, or the JSON file cannot be one.
+    """
+    folder, path = options.folder, options.json
+    if folder is not None and not folder.is_dir():
+        raise UsageError(f"--folder {folder} is not a folder; name one that exists")
+    if path is not None and (not path.absolute().parent.is_dir() or path.is_dir()):
+        raise UsageError(f"--json {path} is not a file in a folder that exists; name another")

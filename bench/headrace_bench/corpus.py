@@ -21,6 +21,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from headrace.errors import UsageError
+
 LEAST_CHARACTERS = 40
 FILES_HERE = 256
 """Files that this process reads itself: to start others for a few texts would not pay."""
@@ -44,11 +46,13 @@ def take(rows: int) -> list[str]:
     """Returns the first ``rows`` paragraphs.
 
     Raises:
-        ValueError: fewer are installed.
+        UsageError: fewer are installed.
     """
     texts = list(islice(paragraphs(), rows))
     if len(texts) < rows:
-        raise ValueError(f"only {len(texts):,} paragraphs are installed, {rows:,} were asked for")
+        raise UsageError(
+            f"only {len(texts):,} paragraphs are installed, {rows:,} were asked for; ask for fewer"
+        )
     return texts
 
 

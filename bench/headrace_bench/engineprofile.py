@@ -17,6 +17,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,8 @@ def measure(options: argparse.Namespace, folder: Path) -> Profile:
         folder: an empty folder for files.
 
     Raises:
-        HeadraceError: the model cannot be built.
-        ValueError: there are not so many texts.
+        HeadraceError: the model cannot be built, or there are not so many texts.
+        RuntimeError: OpenVINO calls the products otherwise.
     """
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     entry = build(
@@ -102,6 +103,11 @@ def measure(options: argparse.Namespace, folder: Path) -> Profile:
     say(f"OpenVINO: {len(work.batches)} batches")
     times = _times(entry, work)
     seconds = sum(times.values())
+    if not times[PRODUCT]:
+        raise RuntimeError(
+            f"OpenVINO {version('openvino')} tells of no {PRODUCT} but of {', '.join(times)}; "
+            "this profile is made for versions that do"
+        )
     geometry = _geometry(locate(options.model, revision=None).folder)
     padded = sum(batch.ids.size for batch in work.batches)
     squares = sum(len(batch.ids) * batch.ids.shape[1] ** 2 for batch in work.batches)

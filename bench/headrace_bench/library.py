@@ -108,7 +108,7 @@ class SentenceTransformers:
         )
         if how.backend == "torch":
             self._model.to(getattr(torch, how.precision))
-        self._empty_cache = torch.cuda.empty_cache if on_gpu else lambda: None
+        self._on_gpu = on_gpu
         self._pool = None
         if gpus > 1 and how.backend == "torch":
             devices = [f"cuda:{number}" for number in range(gpus)]
@@ -130,8 +130,13 @@ class SentenceTransformers:
             pool=self._pool,
             **self._prompt,
         )
-        self._empty_cache()  # the GPU is others', too
         return np.asarray(vectors, np.float32)
+
+    def empty_cache(self) -> None:
+        """Gives back memory of the GPU that only lies ready; others measure there, too."""
+        if self._on_gpu:
+            torch: Any = importlib.import_module("torch")
+            torch.cuda.empty_cache()
 
     def _precision(self) -> str:
         """Returns what a backend that decides by itself computes in, as far as it tells."""
@@ -169,13 +174,16 @@ class SentenceTransformersWay:
         """See :class:`headrace_bench.peers.ways.Peer`; looks for the best batch size, too."""
         self.choose_size()
         self.what = f"{self.model.where}, batch size {self.batch_size}, in memory"
-        return self.model.encode([self.texts[row] for row in self.reference], self.batch_size)
+        vectors = self.model.encode([self.texts[row] for row in self.reference], self.batch_size)
+        self.model.empty_cache()
+        return vectors
 
     def measure(self) -> tuple[float, NDArray[np.floating]]:
         """See :class:`headrace_bench.peers.ways.Peer`; loading is not counted."""
         start = time.perf_counter()
         vectors = self.model.encode(self.texts, self.batch_size)
         seconds = time.perf_counter() - start
+        self.model.empty_cache()
         return len(self.texts) / seconds, vectors[self.reference]
 
     def choose_size(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ def whole(least: int) -> Callable[[str], int]:
     """Returns what reads a whole number of at least ``least`` for argparse."""
 
     def read(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}, not {value}")
-        return value
+        with suppress(ValueError):
+            value = int(text)
+            if value >= least:
+                return value
+        raise argparse.ArgumentTypeError(f"must be a whole number from {least} on, not {text!r}")
 
     return read
 
@@ -34,11 +36,12 @@ def number(low: float, high: float, *, above: bool = False) -> Callable[[str], f
     """
 
     def read(text: str) -> float:
-        value = float(text)
-        if not (low < value if above else low <= value) or not value <= high:
-            words = f"above {low:g}" if above else f"from {low:g} to {high:g}"
-            raise argparse.ArgumentTypeError(f"must be {words}, not {text}")
-        return value
+        with suppress(ValueError):
+            value = float(text)
+            if (low < value if above else low <= value) and value <= high:
+                return value
+        words = f"above {low:g}" if above else f"from {low:g} to {high:g}"
+        raise argparse.ArgumentTypeError(f"must be a number {words}, not {text!r}")
 
     return read
 

@@ -160,11 +160,9 @@ def check_options(options: argparse.Namespace) -> None:
     """Checks, before anything is started, what can be checked.
 
     Raises:
-        UsageError: the JSON file or the folder cannot be what they are to be.
+        UsageError: the JSON file is the input.
     """
     path = options.json
-    if path is not None and (not path.absolute().parent.is_dir() or path.is_dir()):
-        raise UsageError(f"--json {path} is not a file in a folder that exists")
     if path is not None and path.resolve() == options.pairs.resolve():
         raise UsageError(f"--json {path} is the input; name another file")
 

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from headrace.errors import UsageError
 from headrace_bench import corpus
 
 
@@ -95,7 +96,7 @@ def test_documented_nodes_come_in_the_order_of_walk():
 
 def test_too_few_paragraphs_are_an_error(few):
     assert corpus.take(3) == few
-    with pytest.raises(ValueError, match="only 3 paragraphs are installed, 4 were asked for"):
+    with pytest.raises(UsageError, match="only 3 paragraphs are installed, 4 were asked for"):
         corpus.take(4)
 
 

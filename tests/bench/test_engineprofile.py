@@ -40,6 +40,26 @@ def test_the_shares_are_of_all_the_time(tmp_path, capsys):
     assert f"{found['of_numpy']:.2f} of the" in capsys.readouterr().out
 
 
+def test_products_of_another_name_are_said(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(engineprofile, "PRODUCT", "MatrixTimesMatrix")
+    assert engineprofile.main(["--rows", "2", "--folder", str(tmp_path)]) == 1
+    assert "tells of no MatrixTimesMatrix but of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["--rows", "99999999"], "ask for fewer"),
+        (["--rows", "2", "--json", "nowhere/x.json"], "--json nowhere/x.json is not a file"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(monkeypatch, tmp_path, capsys, words, wanted):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(engineprofile.corpus, "paragraphs", lambda: iter(["a paragraph"] * 10))
+    assert engineprofile.main(words) == 2
+    assert wanted in capsys.readouterr().err
+
+
 def test_a_model_that_is_not_there(capsys):
     assert engineprofile.main(["--model", "no-such-model-anywhere", "--rows", "10"]) == 2
     assert "no-such-model-anywhere" in capsys.readouterr().err

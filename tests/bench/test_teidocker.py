@@ -211,6 +211,20 @@ def test_a_container_that_ends_says_its_log(docker, model):
         pass
 
 
+@pytest.mark.parametrize(
+    ("verb", "wanted"),
+    [
+        ("image inspect", r"docker image inspect .*: no end within 2 s; see 'docker images'"),
+        ("logs", r"ended in its container .*its log cannot be read \(.* timed out after 2"),
+    ],
+)
+def test_a_command_that_does_not_end_is_said(docker, model, monkeypatch, verb, wanted):
+    monkeypatch.setattr(teidocker, "_SOON", 2)
+    docker.ways(exits=True, hangs=verb)
+    with pytest.raises(MachineError, match=wanted), TeiContainers(model, []):
+        pass
+
+
 def test_one_that_does_not_start_takes_the_others_with_it(docker, model):
     docker.ways(not_started="-1")
     with (

@@ -25,12 +25,14 @@ import json
 import multiprocessing
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
+from headrace.config import Engine
 from headrace.errors import UsageError
 from headrace.inputs import find_inputs
 from headrace.paths import shown
@@ -73,6 +75,8 @@ memory, exactness) stands in the project's `docs/measurements.md`.
 LEAST_COSINE = 0.99
 """Below it a vector is another one."""
 CHECK_ROWS = 1_000
+ENGINES = tuple(name for name in get_args(Engine) if name != "null")
+"""The null engine computes nothing that could be compared."""
 _PRICE = number(0, sys.float_info.max, above=True)
 
 
@@ -126,7 +130,6 @@ def measure(options: argparse.Namespace, folder: Path) -> Outcome:
     )
     comparison = found.comparison
     with ExitStack() as stack:
-        stack.callback(end_children)
         if options.tei:
             servers = stack.enter_context(
                 find_tei(options.tei, model, gpus, entry.contract.max_length, options.tei_image)
@@ -141,15 +144,21 @@ def measure(options: argparse.Namespace, folder: Path) -> Outcome:
     return _outcome(found, options)
 
 
-def end_children() -> None:
-    """Kills processes that libraries have forked and left.
+@contextmanager
+def ending_children() -> Iterator[None]:
+    """Kills, in the end, processes that libraries have forked meanwhile and left.
 
     OpenVINO's telemetry forks one to send what optimum-intel did. A process forked among threads
     may hang, deaf to SIGTERM, and Python waits for it before it ends.
     """
-    for child in multiprocessing.active_children():
-        child.kill()
-        child.join()
+    before = multiprocessing.active_children()
+    try:
+        yield
+    finally:
+        for child in multiprocessing.active_children():
+            if child not in before:
+                child.kill()
+                child.join()
 
 
 def _add_library(found: _Measured, model: Path, gpus: int, wanted: Sequence[str]) -> None:
@@ -177,6 +186,7 @@ def _add_library(found: _Measured, model: Path, gpus: int, wanted: Sequence[str]
     try:
         texts = [work.texts[row] for row in comparison.rows]
         comparison.reference = load("torch fp32").encode(texts, DEFAULT_SIZE)
+        loaded["torch fp32"].empty_cache()
     except ImportError as error:
         comparison.ways[DEFAULT] = Way(missing=f"not installed ({error}); {REMEDY}")
     except Exception as error:  # noqa: BLE001 -- whatever it raises, the others are measured
@@ -186,9 +196,14 @@ def _add_library(found: _Measured, model: Path, gpus: int, wanted: Sequence[str]
         return
     comparison.add(DEFAULT, lambda: way("torch fp32", (DEFAULT_SIZE,)))
     for name, how in BACKENDS.items():
-        if ("cuda" if gpus else "cpu") not in how.devices or not {"all", name}.intersection(wanted):
+        title, device = f"{LIBRARY}{name}", "cuda" if gpus else "cpu"
+        if device not in how.devices:
+            if name in wanted:
+                say(f"{title}: left out, it is not for {device}")
+                comparison.ways[title] = Way(missing=f"not for {device}")
             continue
-        title = f"{LIBRARY}{name}"
+        if not {"all", name}.intersection(wanted):
+            continue
         comparison.add(title, partial(way, name, GPU_SIZES if gpus else CPU_SIZES))
         peer = comparison.peers.get(title)
         if isinstance(peer, SentenceTransformersWay):
@@ -296,7 +311,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--repetitions", type=positive, default=3)
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto")
-    parser.add_argument("--engine", default="auto", help="as of headrace embed")
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="as of headrace embed")
     parser.add_argument(
         "--repository", type=Path, help="a model repository; without, the model is built for this"
     )
@@ -348,7 +363,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if path.resolve() in inputs:
                 raise UsageError(f"{path} is the input; name another file for the result")
     try:
-        with tempfile.TemporaryDirectory(prefix="headrace-peers-") as folder:
+        folders = tempfile.TemporaryDirectory(prefix="headrace-peers-")
+        with folders as folder, ending_children():
             outcome = measure(options, Path(folder))
     except (RuntimeError, ValueError) as error:
         print(f"peers: {error}", file=sys.stderr)

@@ -191,7 +191,8 @@ def _docker() -> str:
 
 
 def _pull(docker: str, image: str) -> None:
-    if _call([docker, "image", "inspect", image]).returncode:
+    what = f"docker image inspect {image}"
+    if _done([docker, "image", "inspect", image], what, "see 'docker images'").returncode:
         say(f"pulling {image}")
         remedy = "see that its registry can be reached, load it with 'docker load'"
         _run([docker, "pull", "--quiet", image], f"docker pull {image}", remedy, _PULL)
@@ -221,11 +222,19 @@ def _look(docker: str, name: str) -> None:
     command = [docker, "inspect", "--format", "{{.State.Running}}", name]
     if _run(command, f"docker inspect {name}", "see 'docker ps --all'").strip() == "true":
         return
-    log = _call([docker, "logs", "--tail", str(_LINES), name])
-    said = _end(log.stdout + log.stderr)
+    said = _logs(docker, name)
     raise MachineError(
         f"TEI ended in its container {name}: {said}; mend what it names, {OTHERWISE}"
     )
+
+
+def _logs(docker: str, name: str) -> str:
+    """Returns the last lines that a container wrote, in their order, or why there are none."""
+    try:
+        done = _call([docker, "logs", "--tail", str(_LINES), name], stderr=subprocess.STDOUT)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"its log cannot be read ({error})"
+    return _end(done.stdout)
 
 
 def _remove(docker: str, name: str) -> None:
@@ -240,39 +249,58 @@ def _remove(docker: str, name: str) -> None:
         say(f"{name} may be left ({left}); remove it: docker rm --force {name}")
 
 
-def _run(command: Sequence[str], what: str, remedy: str, seconds: float = _SOON) -> str:
+def _run(command: Sequence[str], what: str, remedy: str, seconds: float | None = None) -> str:
     """Returns what a command prints.
 
     Raises:
         MachineError: it failed.
     """
-    try:
-        done = _call(command, seconds)
-    except subprocess.TimeoutExpired as error:
-        raise MachineError(f"{what}: no end within {seconds:g} s; {remedy}, {OTHERWISE}") from error
-    except OSError as error:
-        raise MachineError(f"{what}: {error}; {remedy}, {OTHERWISE}") from error
+    done = _done(command, what, remedy, seconds)
     if done.returncode:
         raise MachineError(f"{what}: {_end(done.stderr or done.stdout)}; {remedy}, {OTHERWISE}")
     return done.stdout
 
 
+def _done(
+    command: Sequence[str], what: str, remedy: str, seconds: float | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Returns a command that has ended, well or not.
+
+    Raises:
+        MachineError: it cannot be started, or does not end.
+    """
+    try:
+        return _call(command, seconds)
+    except subprocess.TimeoutExpired as error:
+        raise MachineError(
+            f"{what}: no end within {error.timeout:g} s; {remedy}, {OTHERWISE}"
+        ) from error
+    except OSError as error:
+        raise MachineError(f"{what}: {error}; {remedy}, {OTHERWISE}") from error
+
+
 def _call(
-    command: Sequence[str], seconds: float = _SOON, *, start_new_session: bool = False
+    command: Sequence[str],
+    seconds: float | None = None,
+    *,
+    stderr: int = subprocess.PIPE,
+    start_new_session: bool = False,
 ) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end, whatever that is.
 
     Raises:
         OSError: it cannot be started.
-        TimeoutExpired: it did not end within so many seconds, and was killed.
+        TimeoutExpired: it did not end within so many seconds (by default ``_SOON``), and was
+            killed.
     """
     return subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
         text=True,
         errors="replace",
-        timeout=seconds,
+        timeout=_SOON if seconds is None else seconds,
         start_new_session=start_new_session,
         check=False,
     )

@@ -101,6 +101,9 @@ class Fake:
     def __init__(self, *_, **__):
         pass
 
+    def empty_cache(self):
+        pass
+
     def encode(self, texts, batch_size):
         return np.array([vector_of(text) for text in texts], np.float32)
 
@@ -161,19 +164,39 @@ def test_cosines_of_the_stand_in_tell_texts_apart():
     assert least_cosine(a, b) < 0.99
 
 
-def test_children_that_libraries_leave_are_ended():
-    def deaf():
+def deaf():
+    """Starts a process that does not hear SIGTERM."""
+
+    def sleep():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         ready.set()
         time.sleep(600)
 
     context = multiprocessing.get_context("fork")
     ready = context.Event()
-    child = context.Process(target=deaf, daemon=True)
+    child = context.Process(target=sleep, daemon=True)
     child.start()
     assert ready.wait(30)
-    peers.end_children()
-    assert child.exitcode == -signal.SIGKILL
+    return child
+
+
+def test_children_that_libraries_leave_are_ended_and_no_others(monkeypatch, capsys):
+    left = []
+
+    def measure(*_):
+        left.append(deaf())
+        raise RuntimeError("no luck")
+
+    monkeypatch.setattr(peers, "measure", measure)
+    ours = deaf()
+    try:
+        assert peers.main([]) == 2
+        assert left[0].exitcode == -signal.SIGKILL
+        assert ours.is_alive()
+    finally:
+        ours.kill()
+        ours.join()
+    assert "no luck" in capsys.readouterr().err
 
 
 def test_docker_and_urls_do_not_go_together(tmp_path):
@@ -199,10 +222,13 @@ def test_the_input_is_not_written_over(texts, option):
     "words",
     [
         ["--rows", "0"],
+        ["--rows", "many"],
         ["--price-per-hour", "0"],
         ["--price-per-hour", "nan"],
         ["--api-price-per-million-tokens", "-1"],
         ["--least-cosine", "1.5"],
+        ["--least-cosine", "all"],
+        ["--engine", "null"],
         ["--backends", "caffe"],
     ],
 )
@@ -210,7 +236,9 @@ def test_options_that_make_no_sense_are_refused(words, capsys):
     with pytest.raises(SystemExit) as ended:
         peers.parse_arguments(words)
     assert ended.value.code == 2
-    assert words[0] in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert words[0] in said
+    assert f"'{words[1]}'" in said
 
 
 def test_the_command_has_the_options():
