@@ -6,12 +6,14 @@ A block's line is appended, and synced, only after its rows and its bad rows are
 tells is there, whatever happened; what was written beyond it is cut off before a job goes on. A
 last line that is not whole was being written when the machine went, and counts as none; so do lines
 from one with zeros on, since a later page of a file may reach the disk before an earlier one.
+Each line ends with a CRC-32 of what it says: one that was changed is not taken for another number.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
@@ -21,9 +23,10 @@ from typing import Any
 from headrace.errors import MachineError
 from headrace.files import open_kept, output_errors, sync_folder
 
-SCHEMA = 1
+SCHEMA = 2
 _KEY = "headrace_manifest"
 _IDS = "ids"
+_CHECKSUM = "crc"
 _LIMIT = 1 << 63  # of what can be counted in a file
 
 
@@ -64,8 +67,8 @@ class BlockRecord:
     batches: int
 
     def to_json(self) -> str:
-        """Returns the record as a line of JSON."""
-        return json.dumps(asdict(self), separators=(",", ":"))
+        """Returns the record as a line of the manifest, without its end."""
+        return line_of(asdict(self))
 
 
 _FIELDS = {each.name for each in fields(BlockRecord)}
@@ -90,6 +93,16 @@ class Saved:
     records: tuple[BlockRecord, ...]
     complete: bool
     size: int
+
+
+def line_of(content: dict[str, Any]) -> str:
+    """Returns a line of a manifest, without its end: JSON, with the CRC-32 of the rest as its last.
+
+    Args:
+        content: what it says, one thing at least.
+    """
+    text = json.dumps(content, separators=(",", ":"))
+    return f'{text[:-1]},"{_CHECKSUM}":{zlib.crc32(text.encode())}}}'
 
 
 class Manifest:
@@ -129,8 +142,8 @@ class Manifest:
         Raises:
             OutputError: it cannot be written.
         """
-        head = json.dumps({_KEY: SCHEMA, "replaces": replaces, "job": job}, ensure_ascii=True)
-        data = f"{head}\n" + ("" if ids is None else _ids_line(ids))
+        data = line_of({_KEY: SCHEMA, "replaces": replaces, "job": job}) + "\n"
+        data += "" if ids is None else line_of({_IDS: ids}) + "\n"
         data += "".join(f"{each.to_json()}\n" for each in records)
         fresh = path.with_name(f"{path.name}.new")
         with output_errors(path, size=len(data)):
@@ -148,7 +161,7 @@ class Manifest:
         Raises:
             OutputError: the disk is full, or another error of the file system.
         """
-        self._write(_ids_line(ids))
+        self._write(line_of({_IDS: ids}) + "\n")
 
     def append(self, records: Sequence[BlockRecord]) -> None:
         """Adds finished blocks; they count once :meth:`sync` returns.
@@ -164,7 +177,7 @@ class Manifest:
         Raises:
             OutputError: the disk is full, or another error of the file system.
         """
-        self._write('{"complete":true}\n')
+        self._write(line_of({"complete": True}) + "\n")
         self.sync()
 
     def sync(self) -> None:
@@ -240,16 +253,16 @@ def read_manifest(path: Path) -> Saved | None:
     )
 
 
-def _ids_line(ids: str) -> str:
-    return json.dumps({_IDS: ids}) + "\n"
-
-
 def _parse(line: bytes) -> dict[str, Any] | None:
+    """Returns what a line says; None where it is none, or not as it was written."""
     try:
         found = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    text, _, _ = line.rpartition(f',"{_CHECKSUM}":'.encode())
+    if not isinstance(found, dict) or found.pop(_CHECKSUM, None) != zlib.crc32(text + b"}"):
+        return None
+    return found
 
 
 def _is_job(found: Any) -> bool:

@@ -52,11 +52,12 @@ def find_start(
         MachineError: the manifest cannot be read.
     """
     useless = False
-    if not staging.path(MANIFEST).exists():  # what else is there, half a copy perhaps, is of no use
-        useless = staging.has_data()
+    manifest = staging.path(MANIFEST)
+    saved = None if config.overwrite else read_manifest(manifest)
+    if saved is None and not (config.overwrite and manifest.exists()):
+        useless = staging.has_data()  # half a copy perhaps
         staging.clear()
     if not config.overwrite:
-        saved = read_manifest(staging.path(MANIFEST))
         if saved is not None:
             return Start(_go_on(config, staging, saved, job, inputs), saved.job)
         if os.path.lexists(staging.output):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -187,12 +188,19 @@ def test_auto_takes_grpc_where_memory_cannot_be_shared(connection, monkeypatch, 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_shared_memory_says_how_much_is_needed(connection, monkeypatch):
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (errno.ENOSPC, r"too small: \d+ MiB.*--transport grpc"),
+        (errno.EFBIG, r"may have the \d+ MiB .*\(ulimit -f\), or use --transport grpc"),
+    ],
+)
+def test_a_full_shared_memory_says_how_much_is_needed(connection, monkeypatch, code, said):
     def full(*_):
-        raise OSError(28, "No space left on device")
+        raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(system_module.os, "posix_fallocate", full)
-    with pytest.raises(MachineError, match=r"too small: \d+ MiB.*--transport grpc"):
+    with pytest.raises(MachineError, match=said):
         connection.open_transport("system")
     assert not ours()
 

@@ -116,6 +116,11 @@ class _Region:
             self._map = mmap.mmap(descriptor, size)
         except OSError as error:
             self._unlink()
+            if error.errno == errno.EFBIG:
+                raise MachineError(
+                    f"no file may have the {size / 2**20:.0f} MiB that are needed in {SHM}; raise "
+                    f"the limit (ulimit -f), or use --transport grpc"
+                ) from error
             if error.errno not in {errno.ENOSPC, errno.ENOMEM, errno.EDQUOT}:
                 raise
             raise MachineError(
