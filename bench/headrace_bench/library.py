@@ -63,6 +63,7 @@ class SentenceTransformers:
         gpus: of several, on how many all rows are computed.
         max_length: tokens a row is cut to; None takes the model's own.
         prompt: text in front of every row, "" for none.
+        normalize: whether vectors have length 1 where that is the model's last step.
 
     Attributes:
         load_seconds: importing the library, where that was to be done, and loading the model.
@@ -83,6 +84,7 @@ class SentenceTransformers:
         gpus: int = 1,
         max_length: int | None = None,
         prompt: str = "",
+        normalize: bool = True,
     ) -> None:
         start = time.perf_counter()
         on_gpu, options = device != "cpu", {}
@@ -106,6 +108,8 @@ class SentenceTransformers:
             model_kwargs=options,
             local_files_only=True,
         )
+        if not normalize and type(self._model[-1]).__name__ == "Normalize":
+            del self._model[-1]
         if how.backend == "torch":
             self._model.to(getattr(torch, how.precision))
         self._on_gpu = on_gpu

@@ -18,7 +18,7 @@ from headrace_bench.vectors import agreement, cosines, summary
 from headrace_bench.verify.madeof import MadeOf
 from headrace_bench.verify.reference import Reference
 from headrace_bench.verify.result import Judged, Neighbours, Result, in_one_line
-from headrace_bench.verify.rows import BadRows, Ids
+from headrace_bench.verify.rows import BadRows, Ids, Lengths
 from headrace_bench.verify.sampled import Found, Pick, draw, find_texts
 from headrace_bench.verify.written import (
     Listed,
@@ -37,6 +37,8 @@ LEAST_COSINE = min(LEAST_COSINES.values())
 """The same where it is not known what it was computed in."""
 LENGTH, LENGTH_FP16, LENGTH_BF16 = 1e-4, 2e-3, 1e-2
 """By how much the length of a vector may differ from 1, by what it was computed or written in."""
+RAW_LENGTHS = 5
+"""So many times that, relatively, where it was not made 1 but came out of the computation."""
 SURELY_ANOTHERS = 0.99
 """Cosine to another row's vector from which on a wrong row is said to hold it."""
 _CHUNK = 256  # wrong rows that are compared with the whole sample at once
@@ -75,6 +77,7 @@ def measure(
         ),
         sample[~np.isin(sample, seen.invalid)],
         listed,
+        errors.lines,
         skip=skipped,
     )
     expected = min(made.dimension or reference.dimension, reference.dimension)
@@ -105,7 +108,14 @@ def measure(
         expected_rows=found.good if skipped else found.records,
         expected_dimension=expected,
         bad=_bad_rows(errors_path(written.path).name, seen, errors, found, made),
-        odd_lengths=seen.odd,
+        lengths=_lengths(
+            made,
+            seen,
+            picks,
+            rows=written.rows - len(seen.invalid),
+            off=_off(ours, theirs),
+            tolerance=RAW_LENGTHS * _tolerance(written, made),
+        ),
         ids=_ids(written, made, dict(zip(sample.tolist(), seen.ids, strict=False)), found.picks),
         compared=len(picks),
         seed=options.seed,
@@ -118,13 +128,41 @@ def measure(
     )
 
 
-def _tolerance(written: Written, made: MadeOf) -> float | None:
-    """Returns by how much the lengths of vectors may differ from 1; None where they may be any."""
-    if not made.normalized:
-        return None
-    if made.precision == "bf16":
+def _tolerance(written: Written, made: MadeOf) -> float:
+    """Returns by how much the length of a vector may differ from 1."""
+    if made.precision in {"bf16", None}:
         return LENGTH_BF16
     return LENGTH if written.dtype == np.float32 and made.precision == "fp32" else LENGTH_FP16
+
+
+def _lengths(
+    made: MadeOf,
+    seen: Scan,
+    picks: Sequence[Pick],
+    *,
+    rows: int,
+    off: NDArray[np.floating],
+    tolerance: float,
+) -> Lengths:
+    """Compares lengths with 1, or with the reference's where vectors are not normalized.
+
+    Where nobody tells whether they are, they are not if most of the sample have the reference's.
+
+    Args:
+        made: how the output was made.
+        seen: what a look at every row has found.
+        picks: the sample.
+        rows: how many vectors the output has.
+        off: how far the lengths of the sample's differ from the reference's, relatively.
+        tolerance: by how much they may.
+    """
+    sampled = np.array([pick.row for pick in picks], np.int64)
+    ones = Lengths("1", rows, seen.odd)
+    reference = Lengths("the reference's", len(sampled), sampled[~(off <= tolerance)])
+    normalized = made.normalized
+    if normalized is None:
+        normalized = 2 * len(reference.odd) >= len(sampled)
+    return ones if normalized else reference
 
 
 def _ids(written: Written, made: MadeOf, had: dict[int, Any], picks: Sequence[Pick]) -> Ids:
@@ -160,6 +198,7 @@ def _bad_rows(name: str, seen: Scan, errors: Listed, found: Found, made: MadeOf)
         textless_places=found.unlisted_places,
         by_model=len(errors.by_model),
         readable=np.setdiff1d(found.readable, errors.by_model),
+        misplaced=np.setdiff1d(found.misplaced, errors.by_model),
         skipped=skipped,
         allowed=made.on_error != "fail",
     )
@@ -204,6 +243,19 @@ def _neighbours(
         return None
     shares = agreement(ours[some], theirs[some], count)
     return Neighbours(count, float(shares.mean()), float(shares.min()))
+
+
+def _off(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> NDArray[np.floating]:
+    """Returns how far lengths differ, relatively; infinity where the right one is 0."""
+    lengths, wanted = (np.linalg.norm(each.astype(np.float64), axis=1) for each in (ours, theirs))
+    return np.asarray(
+        np.divide(
+            np.abs(lengths - wanted),
+            wanted,
+            out=np.where(lengths == wanted, 0.0, np.inf),
+            where=wanted > 0,
+        )
+    )
 
 
 def _units(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -50,7 +50,8 @@ class Reference:
         dimension: length of a vector.
         prompt: text that it puts in front of every row, "" for none.
         max_length: tokens that it cuts a row to.
-        encode: gives float32[texts, dimension] for texts, of any length.
+        encode: gives float32[texts, dimension] for texts, as the model pools them: where its last
+            step makes all lengths 1, without that step.
     """
 
     described: str
@@ -96,6 +97,7 @@ def open_reference(asked: Asked) -> Reference:
             device=device,
             max_length=max_length,
             prompt=prompt,
+            normalize=False,
         )
     # torch without CUDA asserts that it has some.
     except (OSError, RuntimeError, ValueError, KeyError, AssertionError) as error:

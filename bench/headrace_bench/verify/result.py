@@ -8,12 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from headrace.errors import LONGEST
 from headrace_bench.vectors import Cosines, histogram
 from headrace_bench.verify.madeof import MadeOf
-from headrace_bench.verify.rows import BadRows, Ids, are, rows_of, shown_rows
+from headrace_bench.verify.rows import BadRows, Ids, Lengths, are, rows_of
 
 _LONGEST_TEXT = 60
 
@@ -71,7 +70,7 @@ class Result:
         expected_rows: how many rows the output should have.
         expected_dimension: how long its vectors should be.
         bad: rows without a vector.
-        odd_lengths: int64[n], rows whose vector has another length than 1, where it should be 1.
+        lengths: of the vectors.
         ids: of Parquet outputs.
         compared: rows that were compared.
         seed: of the random sample.
@@ -97,7 +96,7 @@ class Result:
     expected_rows: int
     expected_dimension: int
     bad: BadRows
-    odd_lengths: NDArray[np.int64]
+    lengths: Lengths
     ids: Ids
     compared: int
     seed: int
@@ -125,14 +124,15 @@ class Result:
             found.append(f"values are {self.dtype}, and should be {self.made.dtype}")
         found += self.bad.faults()
         found += self.ids.faults()
-        if count := len(self.odd_lengths):
-            what = "a vector whose length is not 1"
-            found.append(f"{rows_of(count)} with {what}: {shown_rows(self.odd_lengths)}")
+        found += self.lengths.faults()
         if self.below:
             count, held = len(self.below), sum(each.holds is not None for each in self.below)
             others = f"; {held:,} of them hold another's vector" if held else ""
+            least = self.below[0].cosine
+            if math.isfinite(least):  # cut, not rounded: it is not to look like what it is below
+                least = math.floor(least * 1e7) / 1e7
             found.append(
-                f"the least cosine is {_cosine(self.below[0].cosine)}, and {rows_of(count)} of "
+                f"the least cosine is {_cosine(least)}, and {rows_of(count)} of "
                 f"{self.compared:,} {are(count)} below {self.least_allowed}{others}"
             )
         return tuple(found)
@@ -150,7 +150,7 @@ class Result:
         found |= {
             "made": asdict(self.made),
             "bad": asdict(self.bad),
-            "odd_lengths": self.odd_lengths,
+            "lengths": asdict(self.lengths),
             "ids": asdict(self.ids),
             "cosines": None if self.cosines is None else asdict(self.cosines),
             "histogram": None if self.cosines is None else dict(histogram(self.cosines)),
@@ -180,6 +180,7 @@ def show(result: Result) -> str:
         f"bad rows    {bad.invalid:,} without a vector, {bad.listed:,} in {bad.errors_file}"
         + (f", {bad.by_model:,} of these by the model" if bad.by_model else "")
         + (" (left out of the output)" if bad.skipped else ""),
+        f"lengths     {_of_lengths(result.lengths)}",
         *([f"ids         {_of_ids(result.ids)}"] if result.ids.what else []),
         f"model       {result.model} · {prompt} · at most {result.max_length} tokens",
         f"computed    {_computed(made)}, written as {result.dtype}",
@@ -196,6 +197,13 @@ def _computed(made: MadeOf) -> str:
     if made.manifest is None:
         return "in a precision that is not known (there is no manifest)"
     return f"in {made.precision or 'an unknown precision'} by {made.engine or 'an unknown engine'}"
+
+
+def _of_lengths(lengths: Lengths) -> str:
+    right = lengths.compared - len(lengths.odd)
+    if lengths.what == "1":
+        return f"{right:,} of {lengths.compared:,} vectors have 1"
+    return f"not normalized: {right:,} of {lengths.compared:,} in the sample have {lengths.what}"
 
 
 def _of_ids(ids: Ids) -> str:

@@ -25,6 +25,7 @@ class BadRows:
         textless_places: where the first of these stand.
         by_model: rows that it describes because the model gave no vector for them.
         readable: int64[n], rows that it describes for another reason, and that have a text.
+        misplaced: int64[n], rows that it describes with another line than theirs.
         skipped: whether bad rows were to be left out of the output.
         allowed: whether there may be any.
     """
@@ -38,6 +39,7 @@ class BadRows:
     textless_places: tuple[str, ...]
     by_model: int
     readable: NDArray[np.int64]
+    misplaced: NDArray[np.int64]
     skipped: bool
     allowed: bool
 
@@ -56,6 +58,9 @@ class BadRows:
         if count := len(self.readable):
             what = "described as bad, and can be read"
             yield f"{rows_of(count)} {are(count)} {what}: {shown_rows(self.readable)}"
+        if count := len(self.misplaced):
+            what = f"in {name} with another line than in the input"
+            yield f"{rows_of(count)} {are(count)} {what}: {shown_rows(self.misplaced)}"
         if not self.allowed and (count := max(self.invalid, self.listed)):
             yield f"{rows_of(count)} {are(count)} bad, though a run with on-error fail has none"
         if count := self.textless:
@@ -63,6 +68,27 @@ class BadRows:
             where = "; ".join(self.textless_places) + more
             what = f"{rows_of(count)} of the input without a text {are(count)}"
             yield f"{what} not in {name}: {where}"
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Lengths of vectors, against what they should be.
+
+    Attributes:
+        what: what they should be: ``1`` or ``the reference's``.
+        compared: how many were compared: all with 1, those of the sample with the reference's.
+        odd: int64[n], the rows with another length, ascending.
+    """
+
+    what: str
+    compared: int
+    odd: NDArray[np.int64]
+
+    def faults(self) -> Iterator[str]:
+        """Yields what does not fit, in words."""
+        if count := len(self.odd):
+            what = f"a vector whose length is not {self.what}"
+            yield f"{rows_of(count)} with {what}: {shown_rows(self.odd)}"
 
 
 @dataclass(frozen=True, slots=True)

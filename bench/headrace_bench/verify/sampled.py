@@ -45,6 +45,8 @@ class Found:
         unlisted: how many have no text and are not listed as bad.
         unlisted_places: where the first of these stand, and what is wrong with them.
         readable: int64[n], the records that are listed as bad and have a text, ascending.
+        misplaced: int64[n], the records that are listed as bad and have none, with another line
+            than theirs; ascending.
     """
 
     records: int
@@ -53,6 +55,7 @@ class Found:
     unlisted: int
     unlisted_places: tuple[str, ...]
     readable: NDArray[np.int64]
+    misplaced: NDArray[np.int64]
 
 
 def draw(total: int, count: int, seed: int, without: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -76,6 +79,7 @@ def find_texts(
     blocks: Iterable[TextBlock],
     wanted: NDArray[np.int64],
     listed: NDArray[np.int64],
+    lines: NDArray[np.int64],
     *,
     skip: bool,
 ) -> Found:
@@ -85,6 +89,7 @@ def find_texts(
         blocks: the input.
         wanted: int64[n], rows of the output, ascending.
         listed: int64[m], records that are described as bad, ascending.
+        lines: int64[m], the lines that these are said to have, 0 for none.
         skip: whether bad records have no row in the output, so that row k is the k-th good one.
 
     Raises:
@@ -94,6 +99,7 @@ def find_texts(
     picks: list[Pick] = []
     places: list[str] = []
     readable = [np.empty(0, np.int64)]
+    misplaced: list[int] = []
     for block in blocks:
         rows = block.block.rows
         start, stop = np.searchsorted(listed, [records, records + rows])
@@ -107,6 +113,8 @@ def find_texts(
                 if len(places) < _MOST_PLACES:
                     places.append(f"{block.block.place_of(bad)} ({bad.reason})")
                 valid[bad.row] = False
+            elif lines[np.searchsorted(listed, records + bad.row)] != (bad.line or 0):
+                misplaced.append(records + bad.row)
         left = np.flatnonzero(valid)
         begin, places_of = (good, left) if skip else (records, np.arange(rows))
         first, last = np.searchsorted(wanted, [begin, begin + len(places_of)])
@@ -125,4 +133,5 @@ def find_texts(
         unlisted=unlisted,
         unlisted_places=tuple(places),
         readable=np.concatenate(readable),
+        misplaced=np.array(misplaced, np.int64),
     )

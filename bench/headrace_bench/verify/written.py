@@ -145,7 +145,7 @@ class Scan:
         invalid: int64[n], the rows that are null, or have a NaN or an infinite number; ascending.
         vectors: float32[wanted, dimension], the rows that were asked for.
         ids: their ids, as Python has them; nothing where the output has none.
-        odd: int64[n], the rows whose length is not 1, as far as it was to be; ascending.
+        odd: int64[n], the rows whose length is not 1; ascending.
     """
 
     invalid: NDArray[np.int64]
@@ -154,13 +154,13 @@ class Scan:
     odd: NDArray[np.int64]
 
 
-def scan(written: Written, wanted: NDArray[np.int64], tolerance: float | None) -> Scan:
+def scan(written: Written, wanted: NDArray[np.int64], tolerance: float) -> Scan:
     """Looks at every row of an output, in memory that does not grow with it.
 
     Args:
         written: the output.
         wanted: int64[n], rows to take out, ascending.
-        tolerance: by how much the length of a vector may differ from 1; None lets it be any.
+        tolerance: by how much the length of a vector may differ from 1.
 
     Raises:
         MachineError: the file cannot be read.
@@ -177,9 +177,8 @@ def scan(written: Written, wanted: NDArray[np.int64], tolerance: float | None) -
             ids += names.take(pa.array(some)).to_pylist()
         finite = np.isfinite(chunk).all(axis=1)
         invalid.append(np.flatnonzero(~finite) + first)
-        if tolerance is not None:
-            lengths = np.linalg.norm(chunk.astype(np.float32), axis=1)
-            odd.append(np.flatnonzero(finite & ~(np.abs(lengths - 1) <= tolerance)) + first)
+        lengths = np.linalg.norm(chunk.astype(np.float32), axis=1)
+        odd.append(np.flatnonzero(finite & ~(np.abs(lengths - 1) <= tolerance)) + first)
         first += len(chunk)
     if first != written.rows:
         raise _broken(written.path)
@@ -192,10 +191,12 @@ class Listed:
 
     Attributes:
         rows: int64[n], rows of the run, ascending, each once.
+        lines: int64[n], the line of the input that it names for each, 0 where it names none.
         by_model: int64[m], those among them for which the model gave no vector.
     """
 
     rows: NDArray[np.int64]
+    lines: NDArray[np.int64]
     by_model: NDArray[np.int64]
 
 
@@ -208,37 +209,42 @@ def read_bad_rows(path: Path) -> Listed:
     Raises:
         MachineError: it cannot be read, or is no errors file.
     """
-    rows, by_model = array("q"), array("q")
+    rows, lines, by_model = array("q"), array("q"), array("q")
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
-                row, reason = _row(line)
-                if row is None:
+                row, place, reason = _row(line)
+                if row is None or place is None:
                     raise MachineError(
                         f"{path}, line {number}: is not a bad row as headrace writes them; put the "
                         f"file back as it was written"
                     )
                 rows.append(row)
+                lines.append(place)
                 if reason == NO_NUMBER:
                     by_model.append(row)
     except FileNotFoundError:
         pass
     except OSError as error:
         raise MachineError(f"{path} cannot be read: {error.strerror}; make it readable") from error
-    return Listed(np.unique(np.array(rows, np.int64)), np.unique(np.array(by_model, np.int64)))
+    each, first = np.unique(np.array(rows, np.int64), return_index=True)
+    return Listed(each, np.array(lines, np.int64)[first], np.unique(np.array(by_model, np.int64)))
 
 
-def _row(line: bytes) -> tuple[int | None, Any]:
-    """Returns row and reason of a line; the row is None where the line is none."""
+def _row(line: bytes) -> tuple[int | None, int | None, Any]:
+    """Returns row, line and reason of a line; a number is None where it can be none."""
     try:
         found = json.loads(line)
     except (ValueError, RecursionError):
-        return None, None
+        return None, None, None
     if not isinstance(found, dict):
-        return None, None
-    row = found.get("row")
-    good = type(row) is int and 0 <= row < 1 << 63
-    return (row if good else None), found.get("reason")
+        return None, None, None
+    place = 0 if found.get("line") is None else found["line"]
+    row, place = (
+        value if type(value) is int and 0 <= value < 1 << 63 else None
+        for value in (found.get("row"), place)
+    )
+    return row, place, found.get("reason")
 
 
 def _strange(path: Path, why: str) -> UsageError:

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bench.verify.jobs import BAD, NAMES, TEXTS, vector_of
+from headrace.sinks import errors_path
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -120,10 +121,49 @@ def test_lengths_may_be_what_rounding_makes_them(job, precision, dtype, factor, 
     assert one.write().check()[0] == code
 
 
-def test_lengths_are_free_where_the_model_does_not_normalize(job):
-    one = job(TEXTS, normalized=False)
-    one.vectors *= 7
-    assert one.write().check()[0] == 0
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("factor", "code"), [(3, 0), (3.01, 0), (3.5, 1), (1, 1), (0, 1)])
+def test_lengths_that_are_not_1_are_the_references(job, capsys, name, factor, code):
+    one = job(TEXTS, name, normalized=False)
+    one.vectors *= 3
+    one.vectors[[3, 20]] *= factor / 3
+    found_code, found = one.write().check()
+    assert found_code == code
+    wrong = "2 rows with a vector whose length is not the reference's: 3, 20"
+    assert (wrong in found["wrong"]) == bool(code)
+    right = 28 if code else 30
+    said = f"not normalized: {right} of 30 in the sample have the reference's"
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("factor", "wrong"),
+    [
+        (1, []),
+        (3, []),
+        (2, ["30 rows with a vector whose length is not 1: 0, 1, 2, 3, 4 and 25 more"]),
+    ],
+)
+def test_where_nobody_tells_lengths_are_1_or_the_references(job, factor, wrong):
+    one = job(TEXTS, manifest=False)
+    one.vectors *= factor
+    assert one.write().check("--model", "m")[1]["wrong"] == wrong
+
+
+def test_lengths_that_nothing_can_be_compared_with_are_not_wrong(job):
+    one = job([None, None], normalized=False).write()
+    assert one.check()[1]["lengths"] == {"what": "the reference's", "compared": 0, "odd": []}
+
+
+def test_an_errors_file_that_names_other_lines_is_wrong(job):
+    one = job(BAD).write()
+    path = errors_path(one.output)
+    path.write_text(path.read_text().replace('"line": 23', '"line": 24'))
+    code, found = one.check()
+    assert code == 1
+    assert found["wrong"] == [
+        "1 row is in out.npy.errors.jsonl with another line than in the input: 21"
+    ]
 
 
 @pytest.mark.parametrize("on_error", ["null", "skip"])
