@@ -1,12 +1,12 @@
 """Are the vectors of a finished output those that sentence-transformers gives for its texts?
 
 Every row of the output is looked at: rows without a vector are to be those that
-``OUTPUT.errors.jsonl`` describes, and no others; the others are to have the length 1, where the
-model normalizes. Every record of the input is counted, and one that can be read is not to be
-described as bad. Of a random sample of the rows the texts are embedded again by
-sentence-transformers in fp32 and compared: by cosine, and by the nearest rows of the sample that
-both give; and their ids with those of their records. How the output was made (model,
-prompt, length, dimension, bad rows) is told by ``OUTPUT.manifest.jsonl``.
+``OUTPUT.errors.jsonl`` describes, and no others; the others are to have the length 1 where vectors
+are normalized (where not, those of the sample the reference's). Every record of the input is
+counted, and one that can be read is not to be described as bad. Of a random sample of the rows the
+texts are embedded again by sentence-transformers in fp32 and compared: by cosine, and by the
+nearest rows of the sample that both give; and their ids with those of their records. How the output
+was made (model, prompt, length, dimension, bad rows) is told by ``OUTPUT.manifest.jsonl``.
 
 Memory grows with the sample and with the number of bad rows alone.
 """
