@@ -127,7 +127,7 @@ def test_the_command_has_the_options():
         assert option in said
     done = subprocess.run([*command, "--rows", "0"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "must be at least 1" in done.stderr
+    assert "must be a whole number from 1 on" in done.stderr
 
 
 @pytest.mark.parametrize("dimension", [1, 2, 5, 40])
