@@ -9,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from headrace.paths import shown
+
 
 def whole(least: int) -> Callable[[str], int]:
     """Returns what reads a whole number of at least ``least`` for argparse."""
@@ -47,12 +49,21 @@ def number(low: float, high: float, *, above: bool = False) -> Callable[[str], f
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
-    """Returns the options as JSON takes them; ``command_line`` tells the arguments themselves."""
+    """Returns the options as JSON takes them; ``command_line`` tells the arguments themselves.
+
+    URIs are without user, keys and options.
+    """
     return {
-        key: str(value) if isinstance(value, Path) else value
+        key: _harmless(value)
         for key, value in vars(options).items()
         if key not in {"arguments", "name"}
     }
+
+
+def _harmless(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_harmless(each) for each in value]
+    return shown(str(value)) if isinstance(value, str | Path) else value
 
 
 def say(text: str) -> None:

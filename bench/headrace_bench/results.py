@@ -41,6 +41,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import UsageError
+from headrace.paths import shown
 from headrace_bench import machine
 from headrace_bench.stats import Spread, pairwise, spread
 from headrace_bench.vectors import Cosines
@@ -185,8 +186,16 @@ def show_lengths(lengths: Mapping[str, float]) -> str:
 
 
 def command_line(program: str, arguments: Sequence[str]) -> str:
-    """Returns the command that does the same again; ``program`` may have several words."""
-    return " ".join([program, *map(shlex.quote, arguments)])
+    """Returns the command that does the same again; ``program`` may have several words.
+
+    URIs are without user, keys and options, also behind ``--option=``.
+    """
+    return " ".join([program, *(shlex.quote(_harmless(word)) for word in arguments)])
+
+
+def _harmless(word: str) -> str:
+    option, equals, value = word.partition("=")
+    return option + equals + shown(value) if word.startswith("--") else shown(word)
 
 
 def add_outputs(parser: argparse.ArgumentParser, name: str) -> None:

@@ -81,6 +81,7 @@ class StandIn:
         self.faults = Faults()
         self.texts: Counter[str] = Counter()
         self.sizes: list[int] = []
+        self.logins: list[str] = []
         self.connections = self.in_flight = self.most_in_flight = 0
         self._ready = time.monotonic() + ready_after
         self._port = port
@@ -119,6 +120,7 @@ class StandIn:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 first, *headers = head.decode().strip().split("\r\n")
                 method, path, _ = first.split()
+                self.logins += [h[21:] for h in headers if h.lower().startswith("authorization: ")]
                 lengths = [h for h in headers if h.lower().startswith("content-length:")]
                 body = await reader.readexactly(int(lengths[0].split(":")[1]) if lengths else 0)
                 if path == "/embed" and not asked_for_vectors:

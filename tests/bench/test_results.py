@@ -200,6 +200,15 @@ def test_results_that_have_no_place_are_refused(tmp_path, words, said):
         outputs(parsed(*(word.format(folder=tmp_path) for word in words)))
 
 
+def test_the_command_has_no_secrets():
+    words = ["--input", "s3://KEY:SECRET@b/x", "--input=s3://KEY:SECRET@b/y?secret_key=SECRET"]
+    words += ["--tei", "http://user:SECRET@h:1", "--text-field=a=b", "x=s3://b", "a?b"]
+    assert command_line("headrace bench peers", words) == (
+        "headrace bench peers --input s3://b/x --input=s3://b/y --tei http://h:1 --text-field=a=b "
+        "x=s3://b 'a?b'"
+    )
+
+
 def test_the_command_can_be_pasted():
     assert command_line("headrace bench peers", ["--input", "a b.txt"]) == (
         "headrace bench peers --input 'a b.txt'"

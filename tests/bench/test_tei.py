@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import random
@@ -120,6 +121,36 @@ def test_nobody_there_is_said():
     for wrong in ("127.0.0.1:80", "http://[", "ftp://x"):
         with pytest.raises((UsageError, ServerError)):
             info(wrong)
+
+
+def test_user_and_password_are_for_the_server_alone():
+    with StandIn(info="<html>") as server, pytest.raises(ServerError) as wrong:
+        info(server.url.replace("//", "//user:p@ssword@"))
+    with StandIn() as server:
+        url = server.url.replace("//", "//user:p@ssword@")
+        server.faults.status = 500
+        way = TeiWay([url], ["a"], DIMENSION)
+        with pytest.raises(ServerError) as refused:
+            way.measure()
+        server.faults.status, server.faults.wrong = 200, "few"
+        with pytest.raises(ServerError) as odd:
+            way.measure()
+        assert {base64.b64decode(login) for login in server.logins} == {b"user:p@ssword"}
+        assert f"{server.url}/embed: the answer to request 0" in str(refused.value)
+        assert f"{server.url}/embed: the answer to request 0" in str(odd.value)
+    with pytest.raises(ServerError) as gone:
+        info(url)
+    with pytest.raises(ServerError) as never:
+        wait_ready(url, 0)
+    for error in (refused, odd, gone, never):
+        assert server.url in str(error.value)
+    with pytest.raises(UsageError) as none:
+        info("user:p@ssword@h:80")
+    with pytest.raises(UsageError) as no_port:
+        info("http://user:ssword/@h:80")
+    for error in (wrong, refused, odd, gone, never, none, no_port):
+        assert "user" not in str(error.value)
+        assert "ssword" not in str(error.value)
 
 
 def test_readiness_is_waited_for():

@@ -35,7 +35,6 @@ from typing import get_args
 from headrace.config import Engine
 from headrace.errors import UsageError
 from headrace.inputs import find_inputs
-from headrace.paths import shown
 from headrace_bench.cost import cost
 from headrace_bench.library import (
     BACKENDS,
@@ -234,15 +233,11 @@ def _outcome(found: _Measured, options: argparse.Namespace) -> Outcome:
         "truncated_rows": work.truncated_rows,
         **work.describe(),
     }
-    given = None if options.input is None else shown(options.input)
     return Outcome(
         benchmark="peers",
         title="Benchmarks",
-        command=command_line(
-            "headrace bench peers",
-            [given or "" if word == options.input else word for word in options.arguments],
-        ),
-        settings=settings(options) | {"input": given},
+        command=command_line("headrace bench peers", options.arguments),
+        settings=settings(options),
         texts=texts,
         ways=ways,
         ours=[name for name in (HEADRACE, PROCESS) if name in ways],

@@ -21,8 +21,9 @@ import httpx
 import numpy as np
 
 from headrace.errors import ServerError
+from headrace.paths import shown
 from headrace_bench.tei.job import NUMBER_BYTES, Job
-from headrace_bench.tei.wire import Requests, WrongAnswerError, read_answer, shown
+from headrace_bench.tei.wire import Requests, WrongAnswerError, beginning, read_answer
 
 _HEADERS = {"content-type": "application/json", "accept-encoding": "identity"}
 _PASSING = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError)
@@ -99,7 +100,8 @@ class Sender:
             except WrongAnswerError as error:
                 what = self._requests.name(request)
                 raise ServerError(
-                    f"{url}/embed: the answer to {what} {error}; check that it serves this model"
+                    f"{shown(url)}/embed: the answer to {what} {error}; check that it serves this "
+                    f"model"
                 ) from error
             rows.append(self._requests.rows(request)[wanted])
             vectors.append(found)
@@ -126,7 +128,7 @@ class Sender:
         body: bytes,
         request: int | None = None,
     ) -> bytes:
-        patience = self._job.patience
+        patience, named = self._job.patience, shown(url)
         for attempt in range(patience.retries + 1):
             if attempt:
                 self._retries += 1
@@ -137,16 +139,18 @@ class Sender:
                 why = f"{type(error).__name__} {error}".strip()
                 continue
             except httpx.HTTPError as error:
-                raise ServerError(f"{url}: {type(error).__name__} {error}; check --tei") from error
+                raise ServerError(
+                    f"{named}: {type(error).__name__} {error}; check --tei"
+                ) from error
             if answer.status_code == 200:
                 return answer.content
-            why = f"status {answer.status_code}: {shown(answer.content)}"
+            why = f"status {answer.status_code}: {beginning(answer.content)}"
             if answer.status_code not in _BUSY:
                 remedy = _REMEDIES.get(answer.status_code, "the server's log may say why")
-                raise ServerError(f"{url}: the answer{self._to(request)} has the {why}; {remedy}")
+                raise ServerError(f"{named}: the answer{self._to(request)} has the {why}; {remedy}")
         raise ServerError(
-            f"{url}: no answer{self._to(request)} in {patience.retries + 1} attempts, at the last "
-            f"{why}; see whether the server lives and how much it is asked by others"
+            f"{named}: no answer{self._to(request)} in {patience.retries + 1} attempts, at the "
+            f"last {why}; see whether the server lives and how much it is asked by others"
         )
 
     def _to(self, request: int | None) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 from headrace.errors import MissingDependencyError, ServerError, UsageError
-from headrace_bench.tei.wire import shown
+from headrace.paths import shown
+from headrace_bench.tei.wire import beginning
 
 NOT_TEI = "TEI-shaped server (not TEI)"
 _ANSWER_SECONDS = 10.0
@@ -66,20 +68,21 @@ def info(url: str) -> TeiInfo:
     """
     httpx = _httpx()
     where = f"{checked_url(url)}/info"
+    named = shown(where)
     remedy = "start TEI, or name another with --tei URL"
     try:
         answer = httpx.get(where, timeout=_ANSWER_SECONDS, trust_env=False)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ServerError(f"{where}: {type(error).__name__} {error}; {remedy}") from error
+    except httpx.HTTPError as error:
+        raise ServerError(f"{named}: {type(error).__name__} {error}; {remedy}") from error
     if answer.status_code != 200:
-        said = f"status {answer.status_code}: {shown(answer.content)}"
-        raise ServerError(f"{where}: the answer has the {said}; {remedy}")
+        said = f"status {answer.status_code}: {beginning(answer.content)}"
+        raise ServerError(f"{named}: the answer has the {said}; {remedy}")
     try:
         found = json.loads(answer.content)
     except ValueError as error:
-        raise ServerError(f"{where}: no JSON: {shown(answer.content)}; {remedy}") from error
+        raise ServerError(f"{named}: no JSON: {beginning(answer.content)}; {remedy}") from error
     if not isinstance(found, dict):
-        raise ServerError(f"{where}: no object: {shown(answer.content)}; {remedy}")
+        raise ServerError(f"{named}: no object: {beginning(answer.content)}; {remedy}")
     return TeiInfo(
         model_id=_text(found, "model_id"),
         version=_text(found, "version"),
@@ -112,18 +115,18 @@ def wait_ready(url: str, seconds: float, look: Callable[[], None] | None = None)
     while True:
         try:
             answer = httpx.get(where, timeout=_ANSWER_SECONDS, trust_env=False)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except httpx.HTTPError as error:
             why = f"{type(error).__name__} {error}"
         else:
             if answer.status_code == 200:
                 return
-            why = f"status {answer.status_code}: {shown(answer.content)}"
+            why = f"status {answer.status_code}: {beginning(answer.content)}"
         if look is not None:
             look()
         if time.monotonic() >= deadline:
             raise ServerError(
-                f"{where}: not ready within {seconds:g} s, at the last {why}; the server's log "
-                f"may say what it waits for"
+                f"{shown(where)}: not ready within {seconds:g} s, at the last {why}; the server's "
+                f"log may say what it waits for"
             )
         time.sleep(0.2)
 
@@ -133,10 +136,15 @@ def checked_url(url: str) -> str:
 
     Raises:
         UsageError: it is none of HTTP.
+        MissingDependencyError: httpx is not installed.
     """
-    if not url.startswith(("http://", "https://")):
-        raise UsageError(f"--tei {url}: no URL of HTTP; give one such as http://127.0.0.1:8090")
-    return url.rstrip("/")
+    httpx = _httpx()
+    with suppress(httpx.InvalidURL):  # what it says quotes parts of the URL
+        if httpx.URL(url).scheme in {"http", "https"}:
+            return url.rstrip("/")
+    # Without its scheme it may begin with a user, too.
+    named = shown(url).rpartition("@")[2]
+    raise UsageError(f"--tei {named}: no URL of HTTP; give one such as http://127.0.0.1:8090")
 
 
 def _httpx() -> ModuleType:

@@ -161,9 +161,9 @@ def read_answer(
     try:
         found = parse(body)
     except ValueError as error:
-        raise WrongAnswerError(f"is not JSON ({error}): {shown(body)}") from error
+        raise WrongAnswerError(f"is not JSON ({error}): {beginning(body)}") from error
     if not isinstance(found, list):
-        raise WrongAnswerError(f"is not a list of vectors: {shown(body)}")
+        raise WrongAnswerError(f"is not a list of vectors: {beginning(body)}")
     if len(found) != count:
         raise WrongAnswerError(f"has {len(found):,} vectors, not {count:,}")
     for place, vector in enumerate(found):
@@ -174,14 +174,14 @@ def read_answer(
     try:
         vectors = np.array(found, np.float32)
     except (TypeError, ValueError) as error:
-        raise WrongAnswerError(f"has something else than numbers: {shown(body)}") from error
+        raise WrongAnswerError(f"has something else than numbers: {beginning(body)}") from error
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(bad):
         raise WrongAnswerError(f"has numbers that are null or not finite in place {bad[0]:,}")
     return vectors[wanted]
 
 
-def shown(body: bytes) -> str:
+def beginning(body: bytes) -> str:
     """Returns the beginning of a body for a message."""
     text = body[:200].decode(errors="replace")
     return repr(text) + ("…" if len(body) > 200 else "")

@@ -59,7 +59,8 @@ def test_without_torch_the_rest_is_measured_and_not_called_right(
     more = ["--repetitions", "2", "--price-per-hour", "12.68"]
     more += ["--api-price-per-million-tokens", "0.02"]
     with StandIn() as tei:
-        code, result = run(repository, tmp_path, texts, *more, "--tei", tei.url)
+        url = tei.url.replace("//", "//user:p@ssword@")
+        code, result = run(repository, tmp_path, texts, *more, "--tei", url)
     said = capsys.readouterr()
     assert code == 0
     ways = result["ways"]
@@ -78,11 +79,13 @@ def test_without_torch_the_rest_is_measured_and_not_called_right(
     assert 2 < texts_of["tokens"]["p5"] <= texts_of["tokens"]["most"] <= 256
     assert "drawn from its first 60 (seed 0)" in texts_of["source"]
     assert result["command"].startswith("headrace bench peers --input ")
+    assert result["command"].endswith(f" --tei {tei.url}")
+    assert "ssword" not in said.err
     # A stand-in's figures never appear as TEI's.
     page = (tmp_path / "out" / "peers.md").read_text()
     for shown in (said.out, page, json.dumps(result)):
         assert "TEI-shaped server (not TEI)" in shown
-        for at in ("TEI 1.9.3 ", '"TEI 1.9.3"'):
+        for at in ("TEI 1.9.3 ", '"TEI 1.9.3"', "ssword"):
             assert at not in shown
     assert result["details"]["tei"]["batch_size"] >= 1
     cost = result["cost"]
