@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from headrace.errors import HeadraceError, UsageError
+from headrace.errors import HeadraceError, OutputError, UsageError
 from headrace_bench.machine import describe, hardware, versions
 from headrace_bench.options import say, settings
 
@@ -51,7 +51,13 @@ def run(
     print(show(found))
     if options.json is not None:
         result = {"settings": settings(options), "machine": hardware(), **to_json(found)}
-        options.json.write_text(json.dumps(result, indent=2))
+        try:
+            options.json.write_text(json.dumps(result, indent=2))
+        except OSError as error:
+            why = error.strerror or error
+            failed = OutputError(f"{options.json} cannot be written: {why}; name another file")
+            say(f"error: {failed}")
+            return failed.exit_code
     return 0
 
 

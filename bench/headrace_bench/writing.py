@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from headrace.errors import MissingDependencyError
+from headrace.errors import MissingDependencyError, OutputError
 from headrace_bench.chart import draw
 from headrace_bench.options import say
 from headrace_bench.page import table, write_page
@@ -25,18 +27,32 @@ def write(
         files: where to.
         shown: what to print; without it, the table of :mod:`headrace_bench.page`.
         more: Markdown for the end of the page.
+
+    Raises:
+        OutputError: one of the files cannot be written; the others are.
     """
     print(table(result) if shown is None else shown)
-    for path in files.all:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    files.json.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    written = [files.json, files.markdown]
+    written: list[Path] = []
+    failed: list[str] = []
+
+    def attempt(path: Path, make: Callable[[Path], object]) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            make(path)
+            written.append(path)
+        except OSError as error:
+            failed.append(f"{path} cannot be written: {error.strerror or error}")
+
+    told = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
+    attempt(files.json, lambda path: path.write_text(told, "utf-8"))
     try:
         for path in files.charts:
-            draw(result, path)
-            written.append(path)
-    except (MissingDependencyError, OSError) as error:
+            attempt(path, partial(draw, result))
+    except MissingDependencyError as error:
         say(f"no chart: {error}")
     chart = next((path for path in files.charts if path in written), None)
-    write_page(result, files.markdown, chart, more)
-    say("written: " + ", ".join(map(str, written)))
+    attempt(files.markdown, lambda path: write_page(result, path, chart, more))
+    if written:
+        say("written: " + ", ".join(str(path) for path in files.all if path in written))
+    if failed:
+        raise OutputError(f"{'; '.join(failed)}; name another file")

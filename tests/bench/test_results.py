@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headrace.errors import MissingDependencyError, UsageError
+from headrace.errors import MissingDependencyError, OutputError, UsageError
 from headrace_bench import page, writing
 from headrace_bench.chart import draw
 from headrace_bench.cost import cost
@@ -170,6 +171,29 @@ def test_everything_is_written_where_it_was_asked_for(outcome, tmp_path, capsys,
     said = capsys.readouterr()
     assert "where headrace loses:" in said.out
     assert f"written: {folder / 'peers.json'}, {tmp_path / 'page.md'}, {drawn[0]}" in said.err
+
+
+def test_a_file_that_cannot_be_written_is_named_and_the_others_are_written(
+    outcome, tmp_path, capsys, monkeypatch
+):
+    def full(result, path):
+        if path.suffix == ".svg":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        path.write_text("")
+
+    monkeypatch.setattr(writing, "draw", full)
+    files = outputs(parsed("--output", tmp_path, "--json", "/dev/full"))
+    with pytest.raises(OutputError) as failed:
+        writing.write(outcome.to_dict(), files)
+    assert str(failed.value) == (
+        "/dev/full cannot be written: No space left on device; "
+        f"{tmp_path / 'peers.svg'} cannot be written: No space left on device; name another file"
+    )
+    assert failed.value.exit_code == 4
+    said = capsys.readouterr()
+    assert "where headrace loses:" in said.out
+    assert f"written: {tmp_path / 'peers.md'}, {tmp_path / 'peers.png'}\n" in said.err
+    assert "(peers.png)" in (tmp_path / "peers.md").read_text()
 
 
 def test_without_matplotlib_the_rest_is_written(outcome, tmp_path, capsys, monkeypatch):
