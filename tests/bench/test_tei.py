@@ -232,6 +232,16 @@ def test_a_slow_answer_is_asked_for_again_and_in_the_end_given_up():
             way.measure()
 
 
+def test_a_server_that_never_answers_is_soon_given_up_and_that_is_said(capsys):
+    patience = Patience(first=0.01, longest=0.01, timeout=0.2)
+    with StandIn(request_seconds=30) as server:
+        way = TeiWay([server.url], ["a", "b"], DIMENSION, patience=patience, batch_size=1)
+        with pytest.raises(ServerError, match=r"in 3 attempts, at the last ReadTimeout"):
+            way.measure()
+    again = f"{server.url}/embed: a request is sent again: ReadTimeout\n"
+    assert capsys.readouterr().err == again
+
+
 @pytest.mark.parametrize(
     ("status", "words"),
     [

@@ -3,7 +3,8 @@
 It connects, writes ``ready``, waits for a line, sends until the queue that it shares with the
 others is empty, writes ``done``, waits for a line again, reads the answers and writes ``read``.
 Each of its lines is a JSON object; ``error`` comes in place of any. Only what is between the first
-line that it gets and ``done`` is timed: until then answers lie in a file, as they came.
+line that it gets and ``done`` is timed: until then answers lie in a file, as they came. Beside
+these, ``again`` says why a request is sent again, the first time.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Sender:
         self._requests = Requests(Path(job.folder))
         self._chance = random.Random(f"{job.patience.seed}-{job.number}")
         self._retries = 0
+        self._told = False
         self._spool = job.result("answers").open("w+b")
         self._came: list[tuple[int, str, int]] = []
 
@@ -129,14 +131,21 @@ class Sender:
         request: int | None = None,
     ) -> bytes:
         patience, named = self._job.patience, shown(url)
+        why, timeouts = "", 0
         for attempt in range(patience.retries + 1):
             if attempt:
+                if not self._told:
+                    say("again", f"{named}: a request is sent again: {why}")
+                    self._told = True
                 self._retries += 1
                 await asyncio.sleep(patience.wait(attempt - 1, self._chance))
             try:
                 answer = await client.request(method, url, content=body)
             except _PASSING as error:
                 why = f"{type(error).__name__} {error}".strip()
+                timeouts += isinstance(error, httpx.TimeoutException)
+                if timeouts > patience.timeouts:
+                    break
                 continue
             except httpx.HTTPError as error:
                 raise ServerError(
@@ -149,8 +158,8 @@ class Sender:
                 remedy = _REMEDIES.get(answer.status_code, "the server's log may say why")
                 raise ServerError(f"{named}: the answer{self._to(request)} has the {why}; {remedy}")
         raise ServerError(
-            f"{named}: no answer{self._to(request)} in {patience.retries + 1} attempts, at the "
-            f"last {why}; see whether the server lives and how much it is asked by others"
+            f"{named}: no answer{self._to(request)} in {attempt + 1} attempts, at the last "
+            f"{why}; see whether the server lives and how much it is asked by others"
         )
 
     def _to(self, request: int | None) -> str:

@@ -8,7 +8,7 @@ import selectors
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import ServerError
+from headrace_bench.options import say
 from headrace_bench.tei.job import NUMBER_BYTES, Job, Patience
 from headrace_bench.tei.wire import write_requests
 from headrace_launcher.processes import die_with
@@ -175,8 +176,8 @@ class _Client:
         except BrokenPipeError as error:
             raise self._ended() from error
 
-    def hear(self) -> dict[str, Any] | None:
-        """Returns a line that it has written, or None where it is not whole yet.
+    def hear(self) -> Iterator[dict[str, Any]]:
+        """Yields the lines that it has written, of which there may be none that is whole yet.
 
         Raises:
             ServerError: it says so, or has ended.
@@ -184,15 +185,12 @@ class _Client:
         chunk = os.read(self.fileno(), 1 << 16)
         if not chunk:
             raise self._ended()
-        self._heard += chunk
-        line, newline, rest = self._heard.partition(b"\n")
-        if not newline:
-            return None
-        self._heard = rest
-        found: dict[str, Any] = json.loads(line)
-        if "error" in found:
-            raise ServerError(found["error"])
-        return found
+        *lines, self._heard = (self._heard + chunk).split(b"\n")
+        for line in lines:
+            found: dict[str, Any] = json.loads(line)
+            if "error" in found:
+                raise ServerError(found["error"])
+            yield found
 
     def _ended(self) -> ServerError:
         code = self._process.wait()
@@ -206,15 +204,22 @@ class _Client:
 
 
 def _hear(clients: Sequence[_Client], word: str) -> list[dict[str, Any]]:
-    """Returns what each process says with a word, once all have said it."""
+    """Returns what each process says with a word, once all have said it.
+
+    Of why requests are sent again the first is said on standard error.
+    """
+    told = False
     found: dict[int, dict[str, Any]] = {}
     with selectors.DefaultSelector() as selector:
         for number, client in enumerate(clients):
             selector.register(client, selectors.EVENT_READ, number)
         while len(found) < len(clients):
             for key, _ in selector.select():
-                line = clients[key.data].hear()
-                if line is not None:
-                    found[key.data] = line[word]
-                    selector.unregister(key.fileobj)
+                for line in clients[key.data].hear():
+                    if word in line:
+                        found[key.data] = line[word]
+                        selector.unregister(key.fileobj)
+                    elif not told:
+                        say(line["again"])
+                        told = True
     return [found[number] for number in range(len(clients))]

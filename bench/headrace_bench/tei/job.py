@@ -17,6 +17,7 @@ class Patience:
 
     Attributes:
         retries: how often at most.
+        timeouts: how often of these for an answer that did not come in time.
         first: seconds before the first time, doubled each time; up to half of it less, by chance.
         longest: seconds, at most.
         timeout: seconds for one answer.
@@ -24,6 +25,7 @@ class Patience:
     """
 
     retries: int = 30
+    timeouts: int = 2
     first: float = 0.05
     longest: float = 2.0
     timeout: float = 120.0
