@@ -42,7 +42,7 @@ def number(low: float, high: float, *, above: bool = False) -> Callable[[str], f
             value = float(text)
             if (low < value if above else low <= value) and value <= high:
                 return value
-        words = f"above {low:g}" if above else f"from {low:g} to {high:g}"
+        words = f"{'above' if above else 'from'} {low:g} to {high:g}"
         raise argparse.ArgumentTypeError(f"must be a number {words}, not {text!r}")
 
     return read

@@ -45,7 +45,7 @@ from headrace_bench.library import (
     SentenceTransformers,
     SentenceTransformersWay,
 )
-from headrace_bench.options import number, positive, say, settings
+from headrace_bench.options import number, positive, say, settings, whole
 from headrace_bench.peers import notes
 from headrace_bench.peers.comparison import REFERENCE, Comparison, why
 from headrace_bench.peers.tei import DOCKER, TeiPeer, find_tei
@@ -76,7 +76,7 @@ LEAST_COSINE = 0.99
 CHECK_ROWS = 1_000
 ENGINES = tuple(name for name in get_args(Engine) if name != "null")
 """The null engine computes nothing that could be compared."""
-_PRICE = number(0, sys.float_info.max, above=True)
+_PRICE = number(0, 1e12, above=True)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -324,7 +324,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="a running TEI (several: one option each), or docker, which starts one for each GPU",
     )
     parser.add_argument("--tei-image", metavar="IMAGE", help="to start, in place of the pinned one")
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn at random")
+    parser.add_argument("--seed", type=whole(0), default=0, help="of what is drawn at random")
     parser.add_argument(
         "--check-rows", type=positive, default=CHECK_ROWS, help="rows whose vectors are compared"
     )
