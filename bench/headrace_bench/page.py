@@ -7,7 +7,7 @@ checked, from the file that lies beside it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,15 @@ def table(result: Json) -> str:
     against = result["against"]
     for number, other in enumerate(against, 1):
         lines.append(f"  x{number}: times {other}")
-    heads = "".join(f"{f'x{number}':>20}" for number in range(1, len(against) + 1))
-    lines.append(f"{'':{width}}{'rows/s':>28}{heads}  least cosine")
+    ways = result["ways"].values()
+    # What was not measured has no ratios, and may go on to the end of its line.
+    rates = _width(28, (_rate(way) for way in ways if not way["missing"]))
+    columns = [(other, _width(20, (_times(way, other) for way in ways))) for other in against]
+    heads = "".join(f"{f'x{number}':>{size}}" for number, (_, size) in enumerate(columns, 1))
+    lines.append(f"{'':{width}}{'rows/s':>{rates}}{heads}  least cosine")
     for name, way in result["ways"].items():
-        ratios = "".join(f"{_times(way, other):>20}" for other in against)
-        lines.append(f"{name:{width}}{_rate(way):>28}{ratios}  {_cosine(way)}".rstrip())
+        ratios = "".join(f"{_times(way, other):>{size}}" for other, size in columns)
+        lines.append(f"{name:{width}}{_rate(way):>{rates}}{ratios}  {_cosine(way)}".rstrip())
     lines += [f"WRONG     {line}" for line in _wrong(result)]
     lines += ["", "where headrace loses:", *(f"  {each}" for each in _losses(result))]
     if result["cost"]:
@@ -47,6 +51,11 @@ def table(result: Json) -> str:
     if result["notes"]:
         lines += ["", *result["notes"]]
     return "\n".join(lines)
+
+
+def _width(least: int, cells: Iterable[str]) -> int:
+    """Returns the width of a column that keeps two spaces to the one on its left."""
+    return max([least, *(len(cell) + 2 for cell in cells)])
 
 
 def page(result: Json, *, chart: str | None = None, more: str = "") -> str:

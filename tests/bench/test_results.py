@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -95,6 +96,25 @@ def test_the_table_says_everything(outcome):
     uncompared = Way(rates=[1.0, 1.0, 1.0])
     outcome.ways["library"] = uncompared
     assert page.UNCOMPARED in page.table(outcome.to_dict())
+
+
+def test_columns_of_the_table_stay_apart(outcome):
+    outcome.ways["headrace"].rates = [3e8, 1e8, 2e8]
+    outcome.ways["other"].missing = "not installed " * 9
+    lines = page.table(outcome.to_dict()).splitlines()
+    row = next(line for line in lines if line.startswith("headrace  "))
+    assert re.split(r"  +", row) == [
+        "headrace",
+        "200,000,000 [100,000,000..300,000,000]",
+        "3,000,000.00 [2,000,000.00..5,000,000.00]",
+        "750,000.00 [500,000.00..1,250,000.00]",
+        "0.999100",
+    ]
+    head = next(line for line in lines if line.endswith("least cosine"))
+    assert [head.index(each) + len(each) for each in ("rows/s", "x1", "x2")] == [
+        row.index(each) + len(each) for each in ("300,000,000]", "5,000,000.00]", "1,250,000.00]")
+    ]
+    assert len(head) < 200
 
 
 def test_the_page_says_the_same(outcome):
