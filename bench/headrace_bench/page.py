@@ -150,7 +150,7 @@ def _speed(result: Json) -> Iterator[str]:
     against = result["against"]
     yield (
         f"| way | rows/s, median [least..most] of {_repetitions(result)} |"
-        + "".join(f" times {other} |" for other in against)
+        + "".join(f" times {_cell(other)} |" for other in against)
     )
     yield "|---|---|" + "---|" * len(against)
     for name, way in result["ways"].items():
@@ -167,7 +167,8 @@ def _vectors(result: Json) -> Iterator[str]:
         yield "|---|---|---|" + "---|" * len(edges)
         for name, found in cosines.items():
             counts = " | ".join(f"{count:,}" for count in found["counts"])
-            yield f"| {name} | {_number(found['least'])} | {_number(found['mean'])} | {counts} |"
+            least, mean = _number(found["least"]), _number(found["mean"])
+            yield f"| {_cell(name)} | {least} | {mean} | {counts} |"
     wrong = list(_wrong(result))
     if wrong:
         yield ""
@@ -179,9 +180,8 @@ def _cost(cost: Json) -> Iterator[str]:
     yield "|---|---|---|"
     rows = dict(cost["ways"]) | ({"API": cost["api"]} if cost["api"] else {})
     for name, each in rows.items():
-        yield (
-            f"| {name} | {money(each['per_million_rows'])} | {money(each['per_billion_tokens'])} |"
-        )
+        million, billion = money(each["per_million_rows"]), money(each["per_billion_tokens"])
+        yield f"| {_cell(name)} | {million} | {billion} |"
     yield ""
     yield "The arithmetic, with the medians:"
     yield ""

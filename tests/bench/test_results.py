@@ -136,6 +136,16 @@ def test_the_page_says_the_same(outcome):
     assert "## Cost" not in made
 
 
+def test_names_are_cells_of_every_table(outcome):
+    outcome.ways["a | b"] = Way(rates=[1.0, 2.0, 3.0], cosines=RIGHT)
+    outcome.against = ["a | b"]
+    outcome.cost = cost({"a | b": 2.0}, 3.0, price_per_hour=36.0, api_price_per_million_tokens=None)
+    made = page.page(outcome.to_dict())
+    assert "| times a \\| b |" in made
+    assert made.count("\n| a \\| b |") == 3
+    assert "\n| a | b |" not in made
+
+
 def test_the_cost_by_hand():
     # 36 an hour are 0.01 a second, in which 2 rows are done: 0.005 a row, of 4 tokens.
     found = cost({"w": 2.0}, 4.0, price_per_hour=36.0, api_price_per_million_tokens=0.02)

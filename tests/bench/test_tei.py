@@ -105,6 +105,14 @@ def test_the_gateway_of_headrace_says_that_it_is_not_tei(make_contract):
         assert info(server.url).name == NOT_TEI
 
 
+def test_what_a_server_says_is_one_short_line():
+    said = {"version": "1\n# 2 | \x1b[31m", "sha": "0123", "model_id": "m" * 1000}
+    with StandIn(info=said) as server:
+        found = info(server.url)
+    assert found.name == "TEI 1\ufffd# 2 | \ufffd[31m"
+    assert found.model_id == "m" * 99 + "…"
+
+
 @pytest.mark.parametrize("said", ["<html>", "[1]"])
 def test_something_else_at_info_is_said(said):
     with StandIn(info=said) as server, pytest.raises(ServerError, match=r"/info: no .*--tei URL"):

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+from headrace.decompress import printable
 from headrace.errors import MissingDependencyError, ServerError, UsageError
 from headrace.paths import shown
 from headrace_bench.tei.wire import beginning
 
 NOT_TEI = "TEI-shaped server (not TEI)"
 _ANSWER_SECONDS = 10.0
+_LONGEST = 100  # characters of what a server says, which goes into tables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,8 +160,12 @@ def _httpx() -> ModuleType:
 
 
 def _text(found: dict[str, Any], key: str) -> str | None:
+    """Returns what is said, as one line of at most :data:`_LONGEST` characters."""
     value = found.get(key)
-    return value if isinstance(value, str) and value else None
+    if not isinstance(value, str) or not value:
+        return None
+    line = printable(value)
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"
 
 
 def _count(found: dict[str, Any], key: str) -> int | None:
