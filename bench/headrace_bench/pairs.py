@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
-from contextlib import closing
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from numpy.typing import NDArray
 
 from headrace.decompress import Stored, decompress, one_line
 from headrace.errors import MachineError, UsageError
+
+_SCORE = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,17 @@ class Pairs:
     scores: NDArray[np.float64]
 
 
+@contextmanager
+def _fields_of_any_length() -> Iterator[None]:
+    """Lifts the limit of ``csv``, which is the whole process's, and sets it back."""
+    before = csv.field_size_limit(sys.maxsize)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+@_fields_of_any_length()
 def read_pairs(path: Path, columns: Sequence[str], delimiter: str | None) -> Pairs:
     """Reads a table.
 
@@ -42,7 +57,8 @@ def read_pairs(path: Path, columns: Sequence[str], delimiter: str | None) -> Pai
         path: the file, UTF-8, plain or compressed with gzip or zstd.
         columns: of the two sentences and the score: three names in the first line, or three
             numbers from 1 on where there is no such line.
-        delimiter: one character; None takes a tab where the first line has one, else a comma.
+        delimiter: one character; None takes a tab where the first line that is not blank has one,
+            else a comma.
 
     Raises:
         UsageError: a line lacks a column, a score is no number, or all are the same.
@@ -50,7 +66,8 @@ def read_pairs(path: Path, columns: Sequence[str], delimiter: str | None) -> Pai
     """
     text = _read(path)
     if delimiter is None:
-        delimiter = "\t" if "\t" in text.partition("\n")[0] else ","
+        first_line = re.search(r"[^\r\n]+", text)
+        delimiter = "\t" if first_line is not None and "\t" in first_line[0] else ","
     lines = csv.reader(
         io.StringIO(text, newline=""),
         delimiter=delimiter,
@@ -138,10 +155,8 @@ def _places(fields: list[str], columns: Sequence[str], where: str) -> list[int]:
 
 
 def _number(text: str, where: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    # float() takes more: 1_0, digits of all scripts, nan.
+    value = float(text) if _SCORE.fullmatch(text.strip()) else math.nan
     if not math.isfinite(value):
         raise UsageError(f"{where}: the score {text[:100]!r} is not a number; mend it")
     return value

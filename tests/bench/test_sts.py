@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 from types import SimpleNamespace
@@ -63,10 +64,34 @@ def test_names_with_tabs_between_and_compressed(file):
             read_pairs(file(packed[:-3]), NAMES, None)
 
 
+@pytest.mark.parametrize("blank", ["\n", "\r\n\r\n"])
+def test_blank_lines_in_front_have_no_delimiter(file, blank):
+    found = read_pairs(file(f"{blank}a, b\tc\t1\nd\te\t2\n"), ("1", "2", "3"), None)
+    assert (found.first, found.second) == (("a, b", "d"), ("c", "e"))
+
+
+def test_sentences_may_be_of_any_length(file):
+    before = csv.field_size_limit()
+    long = "x" * 200_000
+    for table in (f"{long}\tb\t1\nc\td\t2\n", f'"{long}",b,1\nc,d,2\n'):
+        assert read_pairs(file(table), ("1", "2", "3"), None).first == (long, "c")
+    assert csv.field_size_limit() == before
+
+
+def test_scores_are_decimal_numbers(file):
+    scores = ["1", "+2.50", "-.5", "3.", "1e-1", "2E+2", " 4 "]
+    table = "".join(f"a\tb\t{score}\n" for score in scores)
+    found = read_pairs(file(table), ("1", "2", "3"), None)
+    assert found.scores.tolist() == [1, 2.5, -0.5, 3, 0.1, 200, 4]
+
+
 @pytest.mark.parametrize(
     ("content", "columns", "said"),
     [
         ("a\tb\t1\nc\td\tmuch\n", "1,2,3", r"line 2: the score 'much' is not a number"),
+        ("a\tb\t1\nc\td\t1_0\n", "1,2,3", r"line 2: the score '1_0' is not a number"),
+        ("a\tb\t1\nc\td\t\u0663\n", "1,2,3", r"line 2: the score '\u0663' is not a number"),
+        ("a\tb\t1\nc\td\t1e999\n", "1,2,3", r"line 2: the score '1e999' is not a number"),
         ("a\tb\t1\nc\td\tnan\n", "1,2,3", r"line 2: the score 'nan' is not a number"),
         ("a\tb\t1\n\nc\td\n", "1,2,3", r"line 3: has 2 columns, and column 3 is to be read"),
         ("sentence1,sentence2\na,b\n", None, r"line 1: there is no column 'score', only 's"),
