@@ -135,6 +135,7 @@ def show(result: Result) -> str:
         f"pairs                  {result.pairs:,}, of which {result.truncated_rows:,} sentences "
         f"were cut to {result.max_length} tokens",
         f"model                  {result.model} · {prompt}",
+        f"ranks                  of cosines rounded to {DIGITS} digits: equal sentences are ties",
         f"headrace               {result.headrace:.3f} Spearman x 100 · {result.precision}, "
         f"{result.engine}",
     ]
@@ -224,8 +225,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = argparse.ArgumentParser(
         prog="python -m headrace_bench.sts",
         description="Spearman correlation with human scores of pairs of sentences, of headrace's "
-        "vectors and of sentence-transformers'. Exit codes: 0 measured, 2 wrong usage or input, 4 "
-        "something on the machine is missing or wrong.",
+        f"vectors and of sentence-transformers'. Cosines are rounded to {DIGITS} digits before "
+        "they are ranked, so that equal sentences are ties and not noise. Exit codes: 0 measured, "
+        "2 wrong usage or input, 4 something on the machine is missing or wrong.",
     )
     parser.add_argument("--pairs", type=Path, required=True, metavar="FILE", help="TSV or CSV")
     parser.add_argument("--model", required=True, help="as of headrace embed")

@@ -202,6 +202,14 @@ def test_both_are_correlated_and_compared(file, embedded, capsys):
     assert "headrace               80.000 Spearman x 100 · bf16, null 1" in out
     assert "sentence-transformers  100.000 Spearman x 100 · a stand-in" in out
     assert "difference             -20.000" in out
+    assert "ranks                  of cosines rounded to 6 digits: equal sentences are ties" in out
+
+
+def test_the_help_says_that_cosines_are_rounded(capsys):
+    with pytest.raises(SystemExit):
+        sts.main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Cosines are rounded to 6 digits before they are ranked" in said
 
 
 def test_without_sentence_transformers_the_rest_is_measured(file, embedded, capsys):
