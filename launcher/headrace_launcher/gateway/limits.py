@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
-from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -96,10 +95,36 @@ class Limits:
 
         try:
             body = await self._body(headers.get(b"content-length"), receive, hold)
-            await self._app(scope, _replay(body, receive), send)
+            await self._work(scope, body, receive, send)
         finally:
             self._working -= 1
             self._pending -= held
+
+    async def _work(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+        """Hands a request on, for as long as its caller is there.
+
+        Raises:
+            _GoneError: he has closed the connection; nothing is done for him any more.
+        """
+        ended = False
+
+        async def noting(message: Message) -> None:
+            nonlocal ended
+            # After its end a request is as good as its caller: both are called disconnected.
+            ended = message["type"] == "http.response.body" and not message.get("more_body", False)
+            await send(message)
+
+        gone = asyncio.ensure_future(_gone(receive))
+        work = asyncio.ensure_future(self._app(scope, _replay(body, gone), noting))
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done() and not ended:
+                raise _GoneError
+            await work
+        finally:
+            for each in (work, gone):
+                each.cancel()
+            await asyncio.gather(work, gone, return_exceptions=True)
 
     async def _drain(self, receive: Receive) -> None:
         """Reads on for a while what is too much: a caller who still sends would see no answer."""
@@ -152,21 +177,28 @@ class Limits:
 
 
 class _GoneError(Exception):
-    """The caller has closed the connection before its request was whole."""
+    """The caller has closed the connection before he was answered."""
 
 
 def _too_large(most: int) -> Problem:
     return Problem(413, f"the body has more than {most:,} bytes; send fewer texts at once")
 
 
-def _replay(body: bytes, receive: Receive) -> Callable[[], Awaitable[Any]]:
-    """Returns a ``receive`` that gives the body first."""
+async def _gone(receive: Receive) -> None:
+    """Waits until the caller of a request whose body is there has closed the connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _replay(body: bytes, gone: asyncio.Future[None]) -> Receive:
+    """Returns a ``receive`` that gives the body, and then waits until the caller is gone."""
     given = False
 
     async def again() -> Message:
         nonlocal given
         if given:
-            return await receive()
+            await asyncio.shield(gone)
+            return {"type": "http.disconnect"}
         given = True
         return {"type": "http.request", "body": body, "more_body": False}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import sys
@@ -208,6 +209,27 @@ def test_callers_who_go_away_leave_nothing(impatient):
         assert time.monotonic() < deadline
         time.sleep(0.2)
     assert psutil.Process(process.pid).memory_info().rss < 1 << 30
+
+
+def test_a_caller_who_goes_away_is_not_worked_for(serving, gateway):
+    data = json.dumps({"inputs": ["word " * 250] * 1000}).encode()  # half a minute's work
+    before = rows_of(serving)
+    with connect(gateway) as connection:
+        connection.sendall(POST + b"Content-Length: %d\r\n\r\n%b" % (len(data), data))
+        time.sleep(1)
+    deadline = time.monotonic() + 2
+    while "headrace_gateway_running 1.0" not in httpx.get(f"{gateway}/metrics").text:  # this one
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    by_tei(gateway, ["after what is computed just now"])
+    assert rows_of(serving) < before + 400
+
+
+def rows_of(serving):
+    """How many rows the engine has computed."""
+    told = httpx.get(f"http://{serving.endpoints.metrics}/metrics").text
+    (line,) = re.findall(rf'^nv_inference_count{{model="{FP32}",.*', told, flags=re.MULTILINE)
+    return float(line.split()[-1])
 
 
 def test_more_requests_than_can_be_worked_on_are_told_to_come_again(serving):
