@@ -64,6 +64,10 @@ class Limits:
                 await self._serve(scope, path, receive, noting)
             except _GoneError:
                 return
+            except asyncio.CancelledError:  # the gateway ends, and has waited long enough
+                if not begun:
+                    problem = Problem(503, "the gateway is being stopped; try again soon")
+                    await answer(problem, openai=is_openai(path))(scope, receive, noting)
             except Problem as problem:
                 if problem.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
                     await self._drain(receive)

@@ -13,20 +13,26 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from headrace_launcher.gateway.app import make_app
-from headrace_launcher.gateway.settings import DRAIN_SECONDS, GatewaySettings
+from headrace_launcher.gateway.settings import GatewaySettings
 from headrace_launcher.ports import check_port
 
 _BACKLOG = 1024
 _MOST_HEAD = 1 << 16  # bytes of a request's head, and of what comes with it
 _SPARE = 256  # connections beyond those that are worked on: idle ones, and ones to be told so
+_LAST_SECONDS = 2.0  # for answers to requests that are not waited for any more
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to whoever runs it."""
+    """Leaves signals to whoever runs it, and lets requests end that it cancels."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.server_state.tasks and not self.force_exit:
+            await asyncio.wait(self.server_state.tasks, timeout=_LAST_SECONDS)  # they say so
 
 
 def _protocol(patience: float) -> type[HttpToolsProtocol]:
@@ -114,7 +120,7 @@ async def _run(
         backlog=_BACKLOG,
         limit_concurrency=settings.max_concurrent + _SPARE,
         timeout_keep_alive=30,
-        timeout_graceful_shutdown=DRAIN_SECONDS,
+        timeout_graceful_shutdown=settings.drain,
     )
     server = _Server(config)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

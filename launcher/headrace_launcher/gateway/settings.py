@@ -8,8 +8,6 @@ from headrace.errors import UsageError
 
 MAX_PENDING_BYTES = 256 << 20
 """Of the bodies of all requests that are worked on."""
-DRAIN_SECONDS = 30
-"""That requests have to end in when the gateway is stopped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +26,7 @@ class GatewaySettings:
         auto_truncate: whether texts that are too long are cut where a request does not say.
         patience: seconds within which a caller must have sent a request's head, then its body, and
             read on at its answer.
+        drain: seconds that requests have to end in when the gateway is stopped.
     """
 
     server: str
@@ -39,6 +38,7 @@ class GatewaySettings:
     timeout: float
     auto_truncate: bool
     patience: float = 20.0
+    drain: int = 30
 
     def __post_init__(self) -> None:
         """Checks the values.

@@ -144,7 +144,7 @@ from headrace_launcher.gateway.settings import GatewaySettings
 server, model = sys.argv[1:]
 settings = GatewaySettings(
     server=server, model=model, api_key="", max_concurrent=64, max_inputs=4096,
-    max_body_bytes=1 << 24, timeout=60.0, auto_truncate=True, patience=1.5,
+    max_body_bytes=1 << 24, timeout=60.0, auto_truncate=True, patience=1.5, drain=1,
 )
 run_gateway(settings, host="127.0.0.1", port=0, ready=lambda url: print("gateway", url, flush=True))
 """
@@ -294,6 +294,27 @@ def test_without_a_server_it_says_so_and_gets_well_when_there_is_one(repository)
                 time.sleep(0.5)
             assert by_tei(url, ["a"]).shape == (1, 384)  # the only model is taken
         assert httpx.get(f"{url}/health", timeout=30).status_code == 503
+
+
+def test_requests_that_do_not_end_in_time_are_told_that_the_gateway_ends(serving):
+    command = [sys.executable, "-c", IMPATIENT, serving.endpoints.grpc, FP32]
+    texts = ["word " * 250] * 1000
+    with started(command) as (url, process), ThreadPoolExecutor(2) as pool:
+        openai_body, tei_body = {"model": FP32, "input": texts}, {"inputs": texts}
+        asked = [
+            pool.submit(httpx.post, f"{url}{path}", json=body, timeout=60)
+            for path, body in ((OPENAI, openai_body), (TEI, tei_body))
+        ]
+        time.sleep(1)
+        process.terminate()
+        answers = [each.result() for each in asked]
+        assert process.wait(30) == 0
+        said = process.stderr.read()
+    assert [each.status_code for each in answers] == [503, 503]
+    assert all(int(each.headers["Retry-After"]) >= 1 for each in answers)
+    assert answers[0].json()["error"]["type"] == "server_error"
+    assert answers[1].json()["error_type"] == "Unhealthy"
+    assert len(said.splitlines()) == 1, said
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
