@@ -26,9 +26,12 @@ from headrace.contract import (
 from headrace_launcher.gateway.problems import Problem
 
 _AT_ONCE = 4
-"""Requests that the texts of one caller make at a time, so that others' come in between."""
+"""Parts of one caller's texts that are at the server, or as many as keep its engine busy."""
 _ROWS = 64
-"""Texts in each of them."""
+"""Texts in each of them, or as many as the engine computes at once, if those are fewer: others'
+texts wait for the parts that stand before them."""
+_TOKEN = 4
+"""Bytes of a text that are taken for a token; of token ids that is just so."""
 _ENDING = text_name("")
 _LONG = 1 << 17
 """Bytes of texts that are sent together; of more than that, one text, no other at a time."""
@@ -161,13 +164,12 @@ class Backend:
         Raises:
             Problem: a text cannot be embedded, or the server failed.
         """
-        rows = min(_ROWS, contract.max_batch)
         # Texts of about one length go together, so that little is padded.
         order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
-        parts = _parts(order, [len(text) for text in texts], rows)
+        parts = _parts(order, [len(text) for text in texts], contract)
         embeddings = np.empty((len(texts), contract.dimension), np.float32)
         tokens = 0
-        turns = asyncio.Semaphore(_AT_ONCE)
+        turns = asyncio.Semaphore(max(_AT_ONCE, contract.in_flight))
         deadline = time.monotonic() + self._timeout
 
         async def ask(part: Sequence[int]) -> int:
@@ -235,12 +237,21 @@ class Backend:
         return Problem(500, f"the server failed: {said[:500]}")
 
 
-def _parts(order: Sequence[int], sizes: Sequence[int], rows: int) -> list[list[int]]:
-    """Cuts texts into parts of so many rows, and of so many bytes."""
+def _parts(order: Sequence[int], sizes: Sequence[int], contract: Contract) -> list[list[int]]:
+    """Cuts texts into parts of so many rows, of so many bytes, and of so many tokens.
+
+    Args:
+        order: numbers of the texts, shorter ones first.
+        sizes: of the texts, in bytes.
+        contract: the model's.
+    """
+    most = min(_ROWS, contract.max_batch)
     parts: list[list[int]] = []
     size = 0
     for row in order:
-        if not parts or len(parts[-1]) == rows or size + sizes[row] > _LONG:
+        tokens = min(sizes[row] // _TOKEN + 1, contract.max_length)  # all rows are padded to them
+        rows = max(1, min(most, contract.token_budget // tokens))
+        if not parts or len(parts[-1]) >= rows or size + sizes[row] > _LONG:
             parts.append([])
             size = 0
         parts[-1].append(row)

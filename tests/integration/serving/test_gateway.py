@@ -225,6 +225,19 @@ def test_a_caller_who_goes_away_is_not_worked_for(serving, gateway):
     assert rows_of(serving) < before + 400
 
 
+def test_a_text_waits_for_parts_and_not_for_whole_requests(gateway):
+    data = json.dumps({"inputs": ["word " * 250] * 1000}).encode()
+    waits = []
+    with connect(gateway) as connection:
+        connection.sendall(POST + b"Content-Length: %d\r\n\r\n%b" % (len(data), data))
+        time.sleep(1)
+        for _ in range(3):
+            start = time.monotonic()
+            by_tei(gateway, ["a"])
+            waits.append(time.monotonic() - start)
+    assert np.median(waits) < 2
+
+
 def rows_of(serving):
     """How many rows the engine has computed."""
     told = httpx.get(f"http://{serving.endpoints.metrics}/metrics").text
