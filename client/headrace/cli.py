@@ -20,6 +20,7 @@ from headrace.config import (
     OnError,
     TransportChoice,
     WordCacheChoice,
+    host_of,
 )
 from headrace.errors import (
     EXIT_BAD_ROWS,
@@ -405,6 +406,7 @@ def gateway(
         with needs("gateway"):
             from headrace_launcher.gateway.run import run_gateway
             from headrace_launcher.gateway.settings import GatewaySettings
+        host_of(server)  # it is tried later, and again and again
         settings = GatewaySettings(
             server=server,
             model=model,

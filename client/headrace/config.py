@@ -161,3 +161,17 @@ class EmbedConfig:
         for option, text in (("--prompt", self.prompt), ("--text-field", self.text_field)):
             if text is not None and not is_utf8(text):
                 raise UsageError(f"{option} must be UTF-8, not {os.fsencode(text)!r}")
+
+
+def host_of(server: str) -> str:
+    """Returns the host of ``HOST:PORT``, as ``--server`` has it.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    host, _, port = server.rpartition(":")
+    if not host or "/" in server or not port.isdigit() or not 0 < int(port) < 65536:
+        raise UsageError(
+            f"--server {server} (or HEADRACE_SERVER): expected HOST:PORT of a gRPC endpoint"
+        )
+    return host

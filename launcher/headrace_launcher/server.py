@@ -20,7 +20,7 @@ from typing import Self
 import tritonclient.grpc as triton
 
 from headrace.contract import machine_tag
-from headrace.errors import ServerError
+from headrace.errors import ServerError, UsageError
 from headrace_launcher.links import link_entries
 from headrace_launcher.ports import check_port, free_port, listens
 from headrace_launcher.processes import (
@@ -250,9 +250,16 @@ class Server:
 
     def _launch(self) -> None:
         grpc, http, metrics = self._ports
+        taken: dict[int, str] = {}
         for option, port in (("grpc", grpc), ("http", http), ("metrics", metrics)):
             if port and (option == "grpc" or http is not None):
                 check_port(self._host, port, option)
+                if port in taken:
+                    raise UsageError(
+                        f"--{taken[port]}-port and --{option}-port are both {port}; pass different "
+                        f"ones, or 0 for a free one"
+                    )
+                taken[port] = option
         grpc = grpc or free_port(self._host)
         http = http if http is None else http or free_port(self._host)
         metrics = None if http is None or metrics is None else metrics or free_port(self._host)

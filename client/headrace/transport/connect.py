@@ -10,7 +10,7 @@ from typing import Any
 
 import tritonclient.grpc as triton
 
-from headrace.config import REQUEST_TIMEOUT, Engine, Precision, TransportChoice
+from headrace.config import REQUEST_TIMEOUT, Engine, Precision, TransportChoice, host_of
 from headrace.contract import (
     BUILT_FOR,
     PARAMETER,
@@ -169,11 +169,7 @@ def connect(
         ServerLostError: nobody answers.
         ServerError: the model is not one of headrace's.
     """
-    host, _, port = server.rpartition(":")
-    if not host or "/" in server or not port.isdigit() or not 0 < int(port) < 65536:
-        raise UsageError(
-            f"--server {server} (or HEADRACE_SERVER): expected HOST:PORT of a gRPC endpoint"
-        )
+    host = host_of(server)
     client = triton.InferenceServerClient(server)
     try:
         _wait_until_live(client, server)

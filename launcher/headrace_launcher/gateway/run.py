@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -12,9 +13,9 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from headrace.errors import UsageError
 from headrace_launcher.gateway.app import make_app
 from headrace_launcher.gateway.settings import GatewaySettings
-from headrace_launcher.ports import check_port
 
 _BACKLOG = 1024
 _MOST_HEAD = 1 << 16  # bytes of a request's head, and of what comes with it
@@ -70,6 +71,9 @@ def _protocol(patience: float) -> type[HttpToolsProtocol]:
             if self._heads == number and (self._in_head or not number):
                 self.transport.close()
 
+        def _unsupported_upgrade_warning(self) -> None:
+            """Logs nothing: the request is answered as if it did not ask for that."""
+
         def pause_writing(self) -> None:
             super().pause_writing()
             self._paused += 1
@@ -100,14 +104,38 @@ def run_gateway(
     Raises:
         UsageError: the address or the port cannot be used.
     """
-    if port:
-        check_port(host, port, "port")
-    asyncio.run(_run(settings, host, port, ready))
+    with _listening(host, port) as listening:
+        asyncio.run(_run(settings, listening, ready))
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """Returns a socket that is bound.
+
+    Raises:
+        UsageError: the address or the port cannot be used.
+    """
+    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        made.bind((host, port))
+    except (OSError, OverflowError) as error:
+        made.close()
+        if isinstance(error, socket.gaierror) or getattr(error, "errno", 0) == errno.EADDRNOTAVAIL:
+            raise UsageError(
+                f"--listen {host}: this machine has no such address ({error}); use 127.0.0.1, or "
+                f"0.0.0.0 for every one"
+            ) from error
+        raise UsageError(
+            f"--port {port} of {host} cannot be used ({error}); pass another one, or 0 for a free "
+            f"one"
+        ) from error
+    return made
 
 
 async def _run(
-    settings: GatewaySettings, host: str, port: int, ready: Callable[[str], None]
+    settings: GatewaySettings, listening: socket.socket, ready: Callable[[str], None]
 ) -> None:
+    host, port = listening.getsockname()[:2]
     config = uvicorn.Config(
         make_app(settings),
         host=host,
@@ -116,6 +144,7 @@ async def _run(
         access_log=False,
         server_header=False,
         http=_protocol(settings.patience),
+        ws="none",
         lifespan="on",
         backlog=_BACKLOG,
         limit_concurrency=settings.max_concurrent + _SPARE,
@@ -123,19 +152,13 @@ async def _run(
         timeout_graceful_shutdown=settings.drain,
     )
     server = _Server(config)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listening:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((host, port))
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, _ask_to_stop, server)
-        shown = f"[{host}]" if ":" in host else host
-        tell = loop.create_task(
-            _tell(server, lambda: ready(f"http://{shown}:{listening.getsockname()[1]}"))
-        )
-        await server.serve([listening])
-        tell.cancel()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, _ask_to_stop, server)
+    shown = f"[{host}]" if ":" in host else host
+    tell = loop.create_task(_tell(server, lambda: ready(f"http://{shown}:{port}")))
+    await server.serve([listening])
+    tell.cancel()
 
 
 def _ask_to_stop(server: uvicorn.Server) -> None:
