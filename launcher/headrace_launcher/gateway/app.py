@@ -22,7 +22,7 @@ from headrace_launcher.gateway.backend import Backend, Vectors
 from headrace_launcher.gateway.limits import Limits, is_openai
 from headrace_launcher.gateway.metrics import Metrics
 from headrace_launcher.gateway.problems import Problem, answer
-from headrace_launcher.gateway.requests import EmbeddingsRequest, EmbedRequest, inputs_of, read
+from headrace_launcher.gateway.requests import EmbeddingsRequest, EmbedRequest, Inputs, Reader
 from headrace_launcher.gateway.settings import GatewaySettings
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -60,7 +60,7 @@ def make_app(settings: GatewaySettings) -> FastAPI:
     app = FastAPI(title="headrace gateway", version=version("headrace"), lifespan=lifespan)
     app.add_middleware(Limits, settings=settings, metrics=metrics)
     _say_problems(app)
-    served = _Served(settings, metrics)
+    served = _Served(settings, metrics, Reader())
     _openai_routes(app, served)
     _tei_routes(app, served)
     return app
@@ -71,14 +71,16 @@ class _Served(NamedTuple):
 
     settings: GatewaySettings
     metrics: Metrics
+    reader: Reader
 
 
 def _openai_routes(app: FastAPI, served: _Served) -> None:
     @app.post("/v1/embeddings", openapi_extra=_body_of(EmbeddingsRequest))
     async def embeddings(request: Request) -> Response:
-        asked = read(await request.body(), EmbeddingsRequest, status=400)
         most = served.settings.max_inputs
-        inputs = inputs_of(asked.input, field="input", most=most, status=400)
+        asked, inputs = await served.reader.read(
+            await request.body(), EmbeddingsRequest, field="input", most=most, status=400
+        )
         backend: Backend = request.app.state.backend
         contract = await backend.find(asked.model)
         parameters = _parameters(asked.prompt_name, truncate=True)
@@ -110,13 +112,15 @@ def _openai_routes(app: FastAPI, served: _Served) -> None:
 
 
 def _tei_routes(app: FastAPI, served: _Served) -> None:
-    settings, metrics = served
+    settings, metrics = served.settings, served.metrics
 
     @app.post("/embed", openapi_extra=_body_of(EmbedRequest))
     @app.post("/", include_in_schema=False)
     async def embed(request: Request) -> Response:
-        asked = read(await request.body(), EmbedRequest, status=422)
-        inputs = inputs_of(asked.inputs, field="inputs", most=settings.max_inputs, status=422)
+        most = settings.max_inputs
+        asked, inputs = await served.reader.read(
+            await request.body(), EmbedRequest, field="inputs", most=most, status=422
+        )
         normalize = asked.normalize is not False
         backend: Backend = request.app.state.backend
         contract = await backend.find(settings.model)
@@ -180,7 +184,7 @@ async def _embed(
     served: _Served,
     backend: Backend,
     contract: Contract,
-    given: list[str] | list[list[int]],
+    given: Inputs,
     parameters: dict[str, Any],
 ) -> Vectors:
     """Embeds what a request gives: a text, texts, token ids, or rows of token ids."""

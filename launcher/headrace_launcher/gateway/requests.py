@@ -1,12 +1,16 @@
 """What callers may ask: bodies read and checked, the length of a list before its content.
 
 Bodies are as large as ``--max-body``, and anybody's: nothing here may take a multiple of that for
-each element that is wrong, so lists are checked by hand and to their first wrong element.
+each element that is wrong, so lists are checked by hand and to their first wrong element. Large
+ones are read one at a time, and as long as it takes to read one everybody else has his turn.
 """
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
+import time
 from typing import Any, Literal, TypeVar
 
 import orjson
@@ -17,6 +21,8 @@ from headrace_launcher.gateway.problems import Problem
 
 _INPUT = "a text, a list of texts, or token ids (lists of integers)"
 _SHOWN = 200
+_LARGE = 1 << 20
+"""Bytes of a body that takes longer to read than others should wait."""
 
 
 class EmbeddingsRequest(BaseModel):
@@ -43,6 +49,48 @@ class EmbedRequest(BaseModel):
 
 
 _Asked = TypeVar("_Asked", bound=BaseModel)
+Inputs = list[str] | list[list[int]]
+"""Texts, or rows of token ids."""
+
+
+class Reader:
+    """Reads the bodies of all requests."""
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()
+
+    async def read(
+        self, body: bytes, kind: type[_Asked], *, field: str, most: int, status: int
+    ) -> tuple[_Asked, Inputs]:
+        """Returns what a body asks for, and its inputs.
+
+        Args:
+            body: the request's.
+            kind: what it should be.
+            field: what it calls its inputs.
+            most: how many inputs there may be.
+            status: HTTP status for what makes no sense.
+
+        Raises:
+            Problem: it is not what it should be.
+        """
+
+        def found() -> tuple[_Asked, Inputs]:
+            asked = read(body, kind, status=status)
+            given = getattr(asked, field)
+            return asked, inputs_of(given, field=field, most=most, status=status)
+
+        if len(body) <= _LARGE:
+            return found()
+        async with self._turn:
+            start = time.perf_counter()
+            # Of millions of new lists the collector would look at each again and again.
+            gc.disable()
+            try:
+                return found()
+            finally:
+                gc.enable()
+                await asyncio.sleep(time.perf_counter() - start)
 
 
 def read(body: bytes, kind: type[_Asked], *, status: int) -> _Asked:
@@ -72,7 +120,7 @@ def read(body: bytes, kind: type[_Asked], *, status: int) -> _Asked:
     return asked
 
 
-def inputs_of(given: Any, *, field: str, most: int, status: int) -> list[str] | list[list[int]]:
+def inputs_of(given: Any, *, field: str, most: int, status: int) -> Inputs:
     """Returns the inputs of a request as a list of texts, or of rows of token ids.
 
     Args:
@@ -103,9 +151,9 @@ def inputs_of(given: Any, *, field: str, most: int, status: int) -> list[str] | 
     kind = type(given[0])
     if kind not in {str, list} or not all(type(each) is kind for each in given):
         raise wrong
-    if kind is list and not all(type(each) is int for row in given for each in row):
+    if kind is list and not all(set(map(type, row)) <= {int} for row in given):
         raise wrong
-    checked: list[str] | list[list[int]] = given
+    checked: Inputs = given
     return checked
 
 

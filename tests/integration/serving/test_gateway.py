@@ -110,6 +110,21 @@ def test_hostile_requests_get_their_status(gateway, path, body, status):
     assert by_tei(gateway, ["still there"]).shape == (1, 384)
 
 
+def test_large_bodies_do_not_keep_others_waiting(gateway):
+    body = b'{"inputs":[' + b"[]," * 5_000_000 + b"[]]}"
+    waits = []
+    with ThreadPoolExecutor(4) as pool:
+        asked = [
+            pool.submit(httpx.post, f"{gateway}{TEI}", content=body, timeout=60) for _ in range(4)
+        ]
+        while not all(each.done() for each in asked):
+            start = time.monotonic()
+            assert httpx.get(f"{gateway}/health", timeout=60).status_code == 200
+            waits.append(time.monotonic() - start)
+    assert [each.result().status_code for each in asked] == [413] * 4
+    assert max(waits) < 2
+
+
 def test_other_methods_and_surrogates(gateway):
     assert httpx.get(f"{gateway}{TEI}").status_code == 405
     lone = b'{"inputs": "a \\ud800 b"}'
