@@ -83,6 +83,7 @@ def _openai_routes(app: FastAPI, served: _Served) -> None:
         )
         backend: Backend = request.app.state.backend
         contract = await backend.find(asked.model)
+        _check_dimensions(asked.dimensions, contract, status=400)
         parameters = _parameters(asked.prompt_name, truncate=True)
         found = await _embed(served, backend, contract, inputs, parameters)
         rows = _cut(found.embeddings, contract, asked.dimensions, normalize=contract.normalized)
@@ -124,6 +125,7 @@ def _tei_routes(app: FastAPI, served: _Served) -> None:
         normalize = asked.normalize is not False
         backend: Backend = request.app.state.backend
         contract = await backend.find(settings.model)
+        _check_dimensions(asked.dimensions, contract, status=422)
         if asked.truncation_direction in {"left", "Left"}:
             raise Problem(422, "truncation_direction: rows are cut as the model's tokenizer does")
         if contract.normalized and not normalize:
@@ -162,7 +164,8 @@ def _tei_routes(app: FastAPI, served: _Served) -> None:
             }
         )
 
-    @app.api_route("/health", methods=["GET", "HEAD"])
+    @app.get("/health")
+    @app.head("/health", include_in_schema=False)
     @app.api_route("/ping", methods=["GET", "HEAD"], include_in_schema=False)
     async def health(request: Request) -> Response:
         backend: Backend = request.app.state.backend
@@ -210,16 +213,19 @@ def _ids(row: Sequence[int], contract: Contract) -> bytes:
     return np.array(row, "<i4").tobytes()
 
 
+def _check_dimensions(dimensions: int | None, contract: Contract, *, status: int) -> None:
+    if dimensions is not None and dimensions > contract.dimension:
+        raise Problem(
+            status,
+            f"dimensions is {dimensions}, and vectors of {contract.name} have {contract.dimension}",
+            param="dimensions",
+        )
+
+
 def _cut(
     rows: NDArray[np.float32], contract: Contract, dimensions: int | None, *, normalize: bool
 ) -> NDArray[np.float32]:
     """Shortens vectors, and normalises those that are not or not any more."""
-    if dimensions is not None and dimensions > contract.dimension:
-        raise Problem(
-            400,
-            f"dimensions is {dimensions}, and vectors of {contract.name} have {contract.dimension}",
-            param="dimensions",
-        )
     if dimensions is not None and dimensions < contract.dimension:
         rows = rows[:, :dimensions]
     elif contract.normalized or not normalize:

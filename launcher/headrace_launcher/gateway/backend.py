@@ -46,6 +46,7 @@ _KNOWN_SECONDS = 10.0
 _ASK_SECONDS = 5.0
 _AGAIN_SECONDS = 2.0
 _TEXT_AT = re.compile(r"\btext (\d+) of \d+\b")
+_PROMPT = "the model has no prompt "
 _ENSEMBLE = re.compile(r"^(\[[^\]]*\] )?in ensemble '[^']*', ")
 
 
@@ -225,7 +226,7 @@ class Backend:
             if wrong is not None and part:
                 row = part[int(wrong[1]) - 1] + 1
                 said = _TEXT_AT.sub(f"text {row} of {count}", said, count=1)
-            return Problem(400, said, param="input")
+            return Problem(400, said, param="prompt_name" if _PROMPT in said else "input")
         if status.endswith("DEADLINE_EXCEEDED"):
             return Problem(
                 504, f"there was no answer within {self._timeout:.0f} s; send fewer texts at once"

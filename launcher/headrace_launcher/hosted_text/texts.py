@@ -142,7 +142,12 @@ class Texts:
         before, after = self._before, self._after
         for row, text in enumerate(texts):
             place = f"text {row + 1} of {len(texts)}"
-            if len(text) % 4 or len(text) > LONGEST_TEXT:
+            if len(text) > LONGEST_TEXT:
+                raise ValueError(
+                    f"{place} has {len(text) // 4:,} token ids, and at most {LONGEST_TEXT // 4:,} "
+                    f"are taken; send fewer"
+                )
+            if len(text) % 4:
                 raise ValueError(f"{place} has {len(text)} bytes, which are no int32 token ids")
             ids = np.frombuffer(text, "<i4")
             if len(ids) and not (ids.min() >= 0 and ids.max() < self._vocabulary):

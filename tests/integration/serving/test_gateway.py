@@ -85,6 +85,7 @@ HOSTILE = [
     (TEI, b'{"inputs":[' + b"{}," * 3_000_000 + b"{}]}", 413),  # which took gigabytes
     (TEI, b'{"inputs":[' + b"{}," * 1_000 + b"{}]}", 422),
     (TEI, {"inputs": "a", "dimensions": True}, 422),
+    (TEI, {"inputs": "a", "dimensions": 385}, 422),
     (TEI, {"inputs": "a", "truncate": "yes"}, 422),
     (TEI, b'{"inputs": "a", "prompt_name": "x\\udfff"}', 422),
     (OPENAI, {"model": FP32, "input": "a", "prompt_name": "query\0"}, 400),
@@ -108,6 +109,22 @@ def test_hostile_requests_get_their_status(gateway, path, body, status):
         assert told
         assert answer.json()["error_type"]
     assert by_tei(gateway, ["still there"]).shape == (1, 384)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field", "said"),
+    [
+        ({"prompt_name": "nope"}, "prompt_name", "has no prompt 'nope'"),
+        ({"input": [5] * 300_000}, "input", "300,000 token ids, and at most 262,144"),
+        # of a text that cannot be embedded: so it is known before any is
+        ({"input": ["a" * (2 << 20)], "dimensions": 385}, "dimensions", "have 384"),
+    ],
+)
+def test_the_field_that_is_wrong_is_named(gateway, wrong, field, said):
+    answer = httpx.post(f"{gateway}{OPENAI}", json={"model": FP32, "input": "a"} | wrong)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == field
+    assert said in answer.json()["error"]["message"]
 
 
 def test_large_bodies_do_not_keep_others_waiting(gateway):
@@ -303,6 +320,20 @@ def test_health_models_info_and_metrics(gateway):
     counted = httpx.get(f"{gateway}/metrics").text
     assert 'headrace_gateway_requests_total{route="/embed",status="200"}' in counted
     assert "headrace_gateway_texts_total" in counted
+
+
+def test_what_is_said_of_it_and_upgrades_log_nothing(serving):
+    upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    upgrade += "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+    with a_gateway(serving.endpoints.grpc, "--model", FP32) as (url, process):
+        paths = httpx.get(f"{url}/openapi.json").json()["paths"]
+        names = [way["operationId"] for path in paths.values() for way in path.values()]
+        assert len(names) == len(set(names))
+        with connect(url) as connection:
+            connection.sendall(f"GET /metrics HTTP/1.1\r\nHost: a\r\n{upgrade}\r\n".encode())
+            assert connection.recv(12) == b"HTTP/1.1 200"
+        process.terminate()
+        assert process.stderr.read().strip() == "headrace: stopped"
 
 
 def test_without_a_server_it_says_so_and_gets_well_when_there_is_one(repository):
