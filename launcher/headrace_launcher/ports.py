@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Collection
 
 from headrace.errors import UsageError
 
 
-def free_port(host: str) -> int:
+def free_port(host: str, besides: Collection[int] = ()) -> int:
     """Returns a port that is free now.
+
+    Args:
+        host: address of this machine.
+        besides: ports that it is not to be, free as they may be.
 
     Raises:
         UsageError: ``host`` is no address of this machine.
@@ -21,7 +26,9 @@ def free_port(host: str) -> int:
                 f"--listen {host}: this machine has no such IPv4 address ({error.strerror}); "
                 f"use 127.0.0.1, or 0.0.0.0 for every one"
             ) from error
-        return int(probe.getsockname()[1])
+        port = int(probe.getsockname()[1])
+        # While this one is held it is not given once more.
+        return free_port(host, besides) if port in besides else port
 
 
 def check_port(host: str, port: int, option: str) -> None:

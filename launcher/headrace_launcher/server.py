@@ -260,9 +260,12 @@ class Server:
                         f"ones, or 0 for a free one"
                     )
                 taken[port] = option
-        grpc = grpc or free_port(self._host)
-        http = http if http is None else http or free_port(self._host)
-        metrics = None if http is None or metrics is None else metrics or free_port(self._host)
+        grpc = grpc or free_port(self._host, taken)
+        http = http if http is None else http or free_port(self._host, {*taken, grpc})
+        if http is None or metrics is None:
+            metrics = None
+        else:
+            metrics = metrics or free_port(self._host, {*taken, grpc, http})
         self.endpoints = Endpoints(
             grpc=f"{self._host}:{grpc}",
             http=None if http is None else f"{self._host}:{http}",
