@@ -167,7 +167,7 @@ class Backend:
         """
         # Texts of about one length go together, so that little is padded.
         order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
-        parts = _parts(order, [len(text) for text in texts], contract)
+        parts = parts_of(order, [len(text) for text in texts], contract)
         embeddings = np.empty((len(texts), contract.dimension), np.float32)
         tokens = 0
         turns = asyncio.Semaphore(max(_AT_ONCE, contract.in_flight))
@@ -238,7 +238,7 @@ class Backend:
         return Problem(500, f"the server failed: {said[:500]}")
 
 
-def _parts(order: Sequence[int], sizes: Sequence[int], contract: Contract) -> list[list[int]]:
+def parts_of(order: Sequence[int], sizes: Sequence[int], contract: Contract) -> list[list[int]]:
     """Cuts texts into parts of so many rows, of so many bytes, and of so many tokens.
 
     Args:
