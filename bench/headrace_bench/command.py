@@ -52,13 +52,34 @@ def run(
     if options.json is not None:
         result = {"settings": settings(options), "machine": hardware(), **to_json(found)}
         try:
-            options.json.write_text(json.dumps(result, indent=2))
-        except OSError as error:
-            why = error.strerror or error
-            failed = OutputError(f"{options.json} cannot be written: {why}; name another file")
-            say(f"error: {failed}")
-            return failed.exit_code
+            write_json(options.json, result)
+        except OutputError as error:
+            say(f"error: {error}")
+            return error.exit_code
     return 0
+
+
+def check_json(path: Path | None) -> None:
+    """Checks, before anything is measured, that ``--json`` can be a file.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if path is not None and (not path.absolute().parent.is_dir() or path.is_dir()):
+        raise UsageError(f"--json {path} is not a file in a folder that exists; name another")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes what was found as JSON.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    try:
+        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        why = error.strerror or error
+        raise OutputError(f"{path} cannot be written: {why}; name another file") from error
 
 
 def _check_places(options: argparse.Namespace) -> None:
@@ -67,8 +88,7 @@ def _check_places(options: argparse.Namespace) -> None:
     Raises:
         UsageError: there is no such folder, or the JSON file cannot be one.
     """
-    folder, path = options.folder, options.json
+    folder = options.folder
     if folder is not None and not folder.is_dir():
         raise UsageError(f"--folder {folder} is not a folder; name one that exists")
-    if path is not None and (not path.absolute().parent.is_dir() or path.is_dir()):
-        raise UsageError(f"--json {path} is not a file in a folder that exists; name another")
+    check_json(options.json)

@@ -29,6 +29,7 @@ from typing import Any
 
 from headrace.errors import HeadraceError
 from headrace_bench import corpus, machine
+from headrace_bench.command import check_json, write_json
 from headrace_launcher.build import build
 from headrace_launcher.triton import find_triton
 
@@ -285,6 +286,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measures and prints; returns 0, or 2 for what cannot be measured."""
     options = parse_arguments(arguments)
     try:
+        check_json(options.json)
         with tempfile.TemporaryDirectory(prefix="headrace-memory-") as name:
             folder = Path(name)
             find_triton()  # a download, should there be one, is no part of what is measured
@@ -310,9 +312,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "hardware": hardware,
             "versions": versions,
         }
-        options.json.write_text(
-            json.dumps(everything, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        try:
+            write_json(options.json, everything)
+        except HeadraceError as error:
+            print(f"memory: {error}", file=sys.stderr)
+            return error.exit_code
     return 0
 
 

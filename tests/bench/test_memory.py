@@ -103,3 +103,8 @@ def test_ratios_leave_out_what_was_nothing():
         return Run(1, 1, 1, 1.0, {}, 1, peaks)
 
     assert memory.ratios(run(100, 0), run(150, 7)) == {CLIENT: {"resident": 1.5, "own": 1.5}}
+
+
+def test_a_file_that_cannot_be_is_said_before_anything_is_measured(tmp_path, capsys):
+    assert memory.main(["--json", str(tmp_path / "nowhere" / "x.json")]) == 2
+    assert "x.json is not a file in a folder that exists" in capsys.readouterr().err

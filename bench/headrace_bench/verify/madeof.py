@@ -84,9 +84,7 @@ def made_of(output: Path, options: argparse.Namespace) -> MadeOf:
     job = {} if saved is None else saved.job
     model = options.model or _told(job, "model", str)
     if model is None:
-        why = f"{path} is empty and cannot tell" if path.exists() else f"there is no {path} to tell"
-        if saved is not None:
-            why = f"{path} is of an earlier version and does not tell"
+        why = f"{path} does not tell" if path.exists() else f"there is no {path} to tell"
         raise UsageError(f"{why} which model made {output}; name it with --model")
     return MadeOf(
         manifest=None if saved is None else path,

@@ -14,11 +14,11 @@ Memory grows with the sample and with the number of bad rows alone.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from headrace.errors import OutputError, UsageError
+from headrace.errors import UsageError
+from headrace_bench.command import check_json, write_json
 from headrace_bench.machine import describe, hardware, versions
 from headrace_bench.options import number, positive, settings, whole
 from headrace_bench.verify.judging import LEAST_COSINES, measure, own_files
@@ -35,10 +35,9 @@ def check_options(options: argparse.Namespace) -> None:
         UsageError: the JSON file cannot be what it is to be.
     """
     path = options.json
+    check_json(path)
     if path is None:
         return
-    if not path.absolute().parent.is_dir() or path.is_dir():
-        raise UsageError(f"--json {path} is not a file in a folder that exists")
     if path.resolve() in {*own_files(options.output), *(Path(x).resolve() for x in options.input)}:
         raise UsageError(f"--json {path} is what is to be looked at; name another file")
 
@@ -120,10 +119,6 @@ def main(arguments: Sequence[str] | None = None, opener: Opener = open_reference
     print("\n".join(describe(machine, found)))
     print(show(result))
     if options.json is not None:
-        asked = settings(options) | {"input": result.inputs}  # URIs without their secrets
-        everything = {"settings": asked, "machine": machine, "versions": found, **result.to_json()}
-        try:
-            options.json.write_text(json.dumps(everything, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"{options.json} cannot be written: {error.strerror}") from error
+        about = {"settings": settings(options), "machine": machine, "versions": found}
+        write_json(options.json, about | result.to_json())
     return 1 if result.wrong else 0

@@ -48,7 +48,7 @@ def test_without_a_manifest_the_model_must_be_named(job, capsys):
     assert "in a precision that is not known" in capsys.readouterr().out
 
 
-def test_an_early_manifest_does_not_tell_the_model(job):
+def test_a_manifest_need_not_tell_the_model(job):
     one = job(TEXTS, prompt="p").write()
     path = manifest_path(one.output)
     head = json.loads(path.read_text().splitlines()[0])
